@@ -1,0 +1,1 @@
+//! Hail Mary: a best-effort event bus.
