@@ -4,7 +4,7 @@
 //! pattern is the same, save that a token may be `*`, which stands for exactly one token, and the
 //! last one may be `>`, which stands for one or more.
 //!
-//! This module refuses to route: [`matches`] holds one pattern against one topic, token by token,
+//! This module refuses to route: [`matches()`] holds one pattern against one topic, token by token,
 //! which is what clients and tests need. A bus with many patterns has a better structure, and
 //! tests that structure against this one.
 
