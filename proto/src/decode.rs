@@ -13,7 +13,7 @@
 mod cursor;
 
 use crate::v1;
-use cursor::{Cursor, FIELDS_DEEP_MAX, Span, field_number};
+use cursor::{Cursor, LEVELS_MAX, Span, WireType, field};
 use prost::Message;
 use thiserror::Error;
 
@@ -46,28 +46,29 @@ pub enum Malformed {
     TooLong,
 }
 
-/// Keys of the fields that frames are full of: field number times 8, plus wire type.
+/// Keys of the fields that frames are full of, one byte each: number times 8, plus wire type.
 mod key {
-    pub(super) const FRAME_EVENT: u32 = 0x0A;
-    pub(super) const FRAME_STAMP: u32 = 0x12;
+    pub(super) const FRAME_EVENT: u64 = 0x0A;
+    pub(super) const FRAME_STAMP: u64 = 0x12;
 
-    pub(super) const EVENT_TOPIC: u32 = 0x0A;
-    pub(super) const EVENT_PAYLOAD: u32 = 0x12;
-    pub(super) const EVENT_KEY: u32 = 0x1A;
-    pub(super) const EVENT_TIME: u32 = 0x21;
+    pub(super) const EVENT_TOPIC: u8 = 0x0A;
+    pub(super) const EVENT_PAYLOAD: u8 = 0x12;
+    pub(super) const EVENT_KEY: u8 = 0x1A;
+    pub(super) const EVENT_TIME: u8 = 0x21;
+    pub(super) const EVENT_ATTRIBUTE: u8 = 0x2A;
 
-    pub(super) const ATTRIBUTE_NAME: u32 = 0x0A;
-    pub(super) const ATTRIBUTE_VALUE: u32 = 0x12;
+    pub(super) const ATTRIBUTE_NAME: u64 = 0x0A;
+    pub(super) const ATTRIBUTE_VALUE: u64 = 0x12;
 
-    pub(super) const STAMP_SENDER: u32 = 0x09;
-    pub(super) const STAMP_SEQUENCE: u32 = 0x10;
-    pub(super) const STAMP_DROPPED: u32 = 0x18;
-    pub(super) const STAMP_HOPS: u32 = 0x20;
-    pub(super) const STAMP_WEIGHT: u32 = 0x29;
+    pub(super) const STAMP_SENDER: u64 = 0x09;
+    pub(super) const STAMP_SEQUENCE: u64 = 0x10;
+    pub(super) const STAMP_DROPPED: u64 = 0x18;
+    pub(super) const STAMP_HOPS: u64 = 0x20;
+    pub(super) const STAMP_WEIGHT: u64 = 0x29;
 }
 
-/// The number of `Event.attributes`.
-const EVENT_ATTRIBUTES_NUMBER: u32 = 5;
+/// The number of `Event.attributes`. prost reads it as a map's entry whatever its wire type says.
+const ATTRIBUTE_NUMBER: u32 = 5;
 
 /// Reads datagrams, one after the other, into memory that it keeps.
 ///
@@ -93,6 +94,7 @@ pub struct Decoder {
     /// The raw fields that prost decodes.
     rare_fields: Vec<u8>,
     rare: v1::Frame,
+    stamp: Option<v1::Stamp>,
 }
 
 impl Decoder {
@@ -114,7 +116,8 @@ impl Decoder {
         }
         self.events.clear();
         self.rare_fields.clear();
-        let stamp = self.read_fields(datagram)?;
+        self.stamp = None;
+        self.read_fields(datagram)?;
         let rare = if self.rare_fields.is_empty() {
             None
         } else {
@@ -124,58 +127,62 @@ impl Decoder {
         Ok(FrameView {
             datagram,
             events: &self.events,
-            stamp,
+            stamp: self.stamp.as_ref(),
             rare,
         })
     }
 
-    fn read_fields(&mut self, datagram: &[u8]) -> Result<Option<v1::Stamp>, Malformed> {
-        let mut stamp = None;
+    #[inline(always)]
+    fn read_fields(&mut self, datagram: &[u8]) -> Result<(), Malformed> {
         let mut cursor = Cursor::new(datagram);
         while !cursor.is_at_end() {
             let start = cursor.at();
-            match cursor.key()? {
-                key::FRAME_EVENT => {
-                    let body = cursor.delimited()?;
-                    let whole = Span {
-                        start,
-                        end: body.end,
-                    };
-                    self.events
-                        .push(EventSpans::read(whole, cursor.within(body))?);
-                }
+            match cursor.varint()? {
+                key::FRAME_EVENT => self.read_event(start, &mut cursor)?,
                 key::FRAME_STAMP => {
-                    let body = cursor.delimited()?;
-                    merge_stamp(stamp.get_or_insert_default(), cursor.within(body))?;
+                    let fields = cursor.delimited()?;
+                    merge_stamp(self.stamp.get_or_insert_default(), fields)?;
                 }
-                other => self.read_other_field(other, start, &mut cursor)?,
+                other => cursor.go_on_at(self.read_other_field(start, other, cursor)?),
             }
         }
-        Ok(stamp)
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn read_event(&mut self, start: usize, cursor: &mut Cursor<'_>) -> Result<(), Malformed> {
+        let fields = cursor.delimited()?;
+        let whole = Span::new(start, cursor.at());
+        self.events.push(EventSpans {
+            whole,
+            ..EventSpans::default()
+        });
+        // Filled where it is: built elsewhere and then moved, it would cost twice.
+        self.events
+            .last_mut()
+            .map_or(Ok(()), |event| event.read(fields))
     }
 
     /// Control messages, seals, padding, and what this version does not know.
     #[cold]
     fn read_other_field(
         &mut self,
-        key: u32,
-        start: u32,
-        cursor: &mut Cursor<'_>,
-    ) -> Result<(), Malformed> {
-        match field_number(key)? {
-            1 | 2 => Err(Malformed::WireType),
-            3..=9 | 14 => {
-                cursor.skip_delimited(key)?;
-                let field = Span {
-                    start,
-                    end: cursor.at(),
-                };
-                self.rare_fields.extend_from_slice(cursor.bytes(field));
-                Ok(())
+        start: usize,
+        key: u64,
+        mut cursor: Cursor<'_>,
+    ) -> Result<usize, Malformed> {
+        match field(key)? {
+            (3..=9 | 14, WireType::Delimited) => {
+                cursor.delimited()?;
+                self.rare_fields.extend_from_slice(cursor.since(start));
             }
-            15 => cursor.skip_delimited(key),
-            _ => cursor.skip(key, FIELDS_DEEP_MAX),
+            (15, WireType::Delimited) => {
+                cursor.delimited()?;
+            }
+            (1..=9 | 14 | 15, _) => return Err(Malformed::WireType),
+            (number, wire_type) => cursor.skip(number, wire_type, LEVELS_MAX)?,
         }
+        Ok(cursor.at())
     }
 
     #[cold]
@@ -189,19 +196,16 @@ impl Decoder {
 }
 
 /// Reads a stamp's fields over those that an earlier stamp of the frame may have set.
-#[inline]
-fn merge_stamp(stamp: &mut v1::Stamp, mut cursor: Cursor<'_>) -> Result<(), Malformed> {
-    while !cursor.is_at_end() {
-        match cursor.key()? {
-            key::STAMP_SENDER => stamp.sender = cursor.fixed64()?,
-            key::STAMP_SEQUENCE => stamp.sequence = cursor.varint()?,
-            key::STAMP_DROPPED => stamp.dropped = cursor.varint()?,
-            key::STAMP_HOPS => stamp.hops = low_32_bits(cursor.varint()?),
-            key::STAMP_WEIGHT => stamp.weight = f64::from_bits(cursor.fixed64()?),
-            other => match field_number(other)? {
-                1..=5 => return Err(Malformed::WireType),
-                _ => cursor.skip(other, FIELDS_DEEP_MAX - 1)?,
-            },
+#[inline(always)]
+fn merge_stamp(stamp: &mut v1::Stamp, mut fields: Cursor<'_>) -> Result<(), Malformed> {
+    while !fields.is_at_end() {
+        match fields.varint()? {
+            key::STAMP_SENDER => stamp.sender = fields.fixed64()?,
+            key::STAMP_SEQUENCE => stamp.sequence = fields.varint()?,
+            key::STAMP_DROPPED => stamp.dropped = fields.varint()?,
+            key::STAMP_HOPS => stamp.hops = low_32_bits(fields.varint()?),
+            key::STAMP_WEIGHT => stamp.weight = f64::from_bits(fields.fixed64()?),
+            other => fields.go_on_at(skip_unknown(other, fields, 5, LEVELS_MAX - 1)?),
         }
     }
     Ok(())
@@ -215,8 +219,25 @@ fn low_32_bits(value: u64) -> u32 {
     value as u32
 }
 
+/// Skips a field of a message whose known fields are numbered 1 to `known_max`, and refuses one
+/// of those: with its own wire type it would not have come here.
+#[cold]
+fn skip_unknown(
+    key: u64,
+    mut fields: Cursor<'_>,
+    known_max: u32,
+    levels: usize,
+) -> Result<usize, Malformed> {
+    let (number, wire_type) = field(key)?;
+    if number <= known_max {
+        return Err(Malformed::WireType);
+    }
+    fields.skip(number, wire_type, levels)?;
+    Ok(fields.at())
+}
+
 /// Where an event lies in its datagram, and its fields within.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 struct EventSpans {
     whole: Span,
     topic: Span,
@@ -226,65 +247,70 @@ struct EventSpans {
 }
 
 impl EventSpans {
+    /// Fields mostly come in the order of their numbers, so each is looked for in its turn: that
+    /// takes a third of a choice between all of them.
     #[inline(always)]
-    fn read(whole: Span, mut cursor: Cursor<'_>) -> Result<Self, Malformed> {
-        let none = Span::default();
-        let mut spans = EventSpans {
-            whole,
-            topic: none,
-            payload: none,
-            key: none,
-            time_unix_nano: 0,
-        };
-        while !cursor.is_at_end() {
-            match cursor.key()? {
-                key::EVENT_TOPIC => spans.topic = cursor.text()?,
-                key::EVENT_PAYLOAD => spans.payload = cursor.delimited()?,
-                key::EVENT_KEY => spans.key = cursor.delimited()?,
-                key::EVENT_TIME => spans.time_unix_nano = cursor.fixed64()?,
-                other => read_other_event_field(other, &mut cursor)?,
+    fn read(&mut self, mut fields: Cursor<'_>) -> Result<(), Malformed> {
+        let mut next = fields.peek();
+        while next.is_some() {
+            if next == Some(key::EVENT_TOPIC) {
+                self.topic = fields.after_key().text()?.span();
+                next = fields.peek();
+            }
+            if next == Some(key::EVENT_PAYLOAD) {
+                self.payload = fields.after_key().delimited()?.span();
+                next = fields.peek();
+            }
+            if next == Some(key::EVENT_KEY) {
+                self.key = fields.after_key().delimited()?.span();
+                next = fields.peek();
+            }
+            if next == Some(key::EVENT_TIME) {
+                self.time_unix_nano = fields.after_key().fixed64()?;
+                next = fields.peek();
+            }
+            while next == Some(key::EVENT_ATTRIBUTE) {
+                read_attribute(fields.after_key().delimited()?)?;
+                next = fields.peek();
+            }
+            if next.is_some() {
+                fields.go_on_at(self.read_field(fields)?);
+                next = fields.peek();
             }
         }
-        Ok(spans)
+        Ok(())
+    }
+
+    /// Reads one field, whichever it is.
+    #[cold]
+    fn read_field(&mut self, mut fields: Cursor<'_>) -> Result<usize, Malformed> {
+        match field(fields.varint()?)? {
+            (1, WireType::Delimited) => self.topic = fields.text()?.span(),
+            (2, WireType::Delimited) => self.payload = fields.delimited()?.span(),
+            (3, WireType::Delimited) => self.key = fields.delimited()?.span(),
+            (4, WireType::Fixed64) => self.time_unix_nano = fields.fixed64()?,
+            (1..=4, _) => return Err(Malformed::WireType),
+            (ATTRIBUTE_NUMBER, _) => {
+                read_attribute(fields.delimited()?)?;
+            }
+            (number, wire_type) => fields.skip(number, wire_type, LEVELS_MAX - 1)?,
+        }
+        Ok(fields.at())
     }
 }
 
-/// Attributes, which are checked and found again when asked for, and unknown fields.
+/// Reads one entry of the map: its name and value, of which either may be left out.
 #[inline(never)]
-fn read_other_event_field(key: u32, cursor: &mut Cursor<'_>) -> Result<(), Malformed> {
-    match field_number(key)? {
-        1..=4 => Err(Malformed::WireType),
-        EVENT_ATTRIBUTES_NUMBER => {
-            // Whatever the wire type says: prost does not look at it for a map.
-            let entry = cursor.delimited()?;
-            Attribute::read(cursor.within(entry)).map(drop)
+fn read_attribute(mut fields: Cursor<'_>) -> Result<(&[u8], &[u8]), Malformed> {
+    let (mut name, mut value) = Default::default();
+    while !fields.is_at_end() {
+        match fields.varint()? {
+            key::ATTRIBUTE_NAME => name = fields.text()?.rest(),
+            key::ATTRIBUTE_VALUE => value = fields.text()?.rest(),
+            other => fields.go_on_at(skip_unknown(other, fields, 2, LEVELS_MAX - 2)?),
         }
-        _ => cursor.skip(key, FIELDS_DEEP_MAX - 1),
     }
-}
-
-/// Where an attribute's name and value lie.
-#[derive(Clone, Copy, Default)]
-struct Attribute {
-    name: Span,
-    value: Span,
-}
-
-impl Attribute {
-    fn read(mut cursor: Cursor<'_>) -> Result<Self, Malformed> {
-        let mut attribute = Attribute::default();
-        while !cursor.is_at_end() {
-            match cursor.key()? {
-                key::ATTRIBUTE_NAME => attribute.name = cursor.text()?,
-                key::ATTRIBUTE_VALUE => attribute.value = cursor.text()?,
-                other => match field_number(other)? {
-                    1 | 2 => return Err(Malformed::WireType),
-                    _ => cursor.skip(other, FIELDS_DEEP_MAX - 2)?,
-                },
-            }
-        }
-        Ok(attribute)
-    }
+    Ok((name, value))
 }
 
 /// A frame, as it lies in its datagram. Valid as long as the datagram and the decoder are left
@@ -293,7 +319,7 @@ impl Attribute {
 pub struct FrameView<'a> {
     datagram: &'a [u8],
     events: &'a [EventSpans],
-    stamp: Option<v1::Stamp>,
+    stamp: Option<&'a v1::Stamp>,
     rare: Option<&'a v1::Frame>,
 }
 
@@ -311,7 +337,7 @@ impl<'a> FrameView<'a> {
     #[must_use]
     #[inline]
     pub fn stamp(&self) -> Option<v1::Stamp> {
-        self.stamp
+        self.stamp.copied()
     }
 
     /// The control message, of several the last.
@@ -397,35 +423,40 @@ impl<'a> EventView<'a> {
     /// Names and values of the attributes, in the order of the datagram. A name may come several
     /// times: its last value is the one that counts.
     pub fn attributes(&self) -> impl Iterator<Item = (&'a str, &'a str)> + Clone + use<'a> {
+        let mut field = Cursor::new(self.slice);
+        let fields = field.varint().and_then(|_| field.delimited());
         Attributes {
-            fields: Cursor::inside_field(self.slice),
+            fields: fields.unwrap_or(field),
         }
     }
 }
 
-/// Walks an event once more, for its attributes alone.
+/// Walks an event once more, for its attributes alone. The event has been checked, so no field
+/// of it fails; if one did, the walk would end.
 #[derive(Clone)]
 struct Attributes<'a> {
     fields: Cursor<'a>,
 }
 
+impl<'a> Attributes<'a> {
+    fn read_next(&mut self) -> Result<Option<(&'a str, &'a str)>, Malformed> {
+        while !self.fields.is_at_end() {
+            let (number, wire_type) = field(self.fields.varint()?)?;
+            if number == ATTRIBUTE_NUMBER {
+                let (name, value) = read_attribute(self.fields.delimited()?)?;
+                return Ok(Some((text(name), text(value))));
+            }
+            self.fields.skip(number, wire_type, LEVELS_MAX - 1)?;
+        }
+        Ok(None)
+    }
+}
+
 impl<'a> Iterator for Attributes<'a> {
     type Item = (&'a str, &'a str);
 
-    /// The event has been checked, so no field of it fails; if one did, the walk would end.
     fn next(&mut self) -> Option<Self::Item> {
-        while !self.fields.is_at_end() {
-            let key = self.fields.key().ok()?;
-            if field_number(key).ok()? != EVENT_ATTRIBUTES_NUMBER {
-                self.fields.skip(key, FIELDS_DEEP_MAX - 1).ok()?;
-                continue;
-            }
-            let entry = self.fields.delimited().ok()?;
-            let attribute = Attribute::read(self.fields.within(entry)).ok()?;
-            let name = text(self.fields.bytes(attribute.name));
-            return Some((name, text(self.fields.bytes(attribute.value))));
-        }
-        None
+        self.read_next().ok().flatten()
     }
 }
 

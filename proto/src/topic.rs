@@ -45,50 +45,42 @@ pub enum TopicError {
     TailNotLast,
 }
 
-/// What a byte is within a topic.
-#[derive(Clone, Copy, Eq, PartialEq)]
-enum Class {
-    Bad,
-    Token,
-    Dot,
-}
-
-/// The class of every byte: one look-up instead of a chain of comparisons.
-static CLASSES: [Class; 256] = classes();
+/// Whether tokens are made of a byte, for every byte: one look-up instead of a chain of
+/// comparisons.
+static IS_TOKEN_BYTE: [bool; 256] = token_bytes();
 
 #[expect(
     clippy::indexing_slicing,
     clippy::cast_possible_truncation,
     reason = "runs in the compiler alone, over 0 to 255"
 )]
-const fn classes() -> [Class; 256] {
-    let mut table = [Class::Bad; 256];
+const fn token_bytes() -> [bool; 256] {
+    let mut table = [false; 256];
     let mut byte = 0;
     while byte < table.len() {
-        table[byte] = match byte as u8 {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'_' | b':' | b'/' | b'-' => Class::Token,
-            b'.' => Class::Dot,
-            _ => Class::Bad,
-        };
+        table[byte] = matches!(
+            byte as u8,
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'_' | b':' | b'/' | b'-'
+        );
         byte += 1;
     }
     table
 }
 
-#[inline]
-fn class(byte: u8) -> Class {
+#[inline(always)]
+fn is_token_byte(byte: u8) -> bool {
     // The table has an entry for every byte, so the other case costs nothing.
-    CLASSES
+    IS_TOKEN_BYTE
         .get(usize::from(byte))
         .copied()
-        .unwrap_or(Class::Bad)
+        .unwrap_or_default()
 }
 
 /// Checks that `topic` is a topic, in one pass.
 ///
 /// # Errors
 ///
-/// The first rule that it breaks, reading from its start; its length before all others.
+/// Its length, where that is wrong, else a byte or empty token, else the number of tokens.
 ///
 /// ```
 /// use hailmary_proto::topic::{TopicError, check_topic};
@@ -98,22 +90,24 @@ fn class(byte: u8) -> Class {
 /// ```
 pub fn check_topic(topic: &[u8]) -> Result<(), TopicError> {
     check_length(topic)?;
-    let mut tokens = 1;
-    let mut token_start = 0;
+    let (mut dots, mut token_start) = (0, 0);
     for (at, &byte) in topic.iter().enumerate() {
-        match class(byte) {
-            Class::Token => {}
-            Class::Dot if at == token_start => return Err(TopicError::EmptyToken),
-            Class::Dot if tokens == TOPIC_TOKENS_MAX => return Err(TopicError::TooManyTokens),
-            Class::Dot => {
-                tokens += 1;
-                token_start = at + 1;
-            }
-            Class::Bad => return Err(TopicError::BadByte),
+        if is_token_byte(byte) {
+            continue;
         }
+        if byte != b'.' {
+            return Err(TopicError::BadByte);
+        }
+        if at == token_start {
+            return Err(TopicError::EmptyToken);
+        }
+        dots += 1;
+        token_start = at + 1;
     }
     if token_start == topic.len() {
         Err(TopicError::EmptyToken)
+    } else if dots >= TOPIC_TOKENS_MAX {
+        Err(TopicError::TooManyTokens)
     } else {
         Ok(())
     }
@@ -123,7 +117,7 @@ pub fn check_topic(topic: &[u8]) -> Result<(), TopicError> {
 ///
 /// # Errors
 ///
-/// The first rule that it breaks, reading from its start; its length before all others.
+/// Its length, where that is wrong, else the first other rule that it breaks, from its start.
 ///
 /// ```
 /// use hailmary_proto::topic::{TopicError, check_pattern};
@@ -163,7 +157,7 @@ fn check_pattern_token(token: &[u8]) -> Result<(), TopicError> {
     if token == b"*" || token == b">" {
         return Ok(());
     }
-    match token.iter().find(|&&byte| class(byte) != Class::Token) {
+    match token.iter().find(|&&byte| !is_token_byte(byte)) {
         None => Ok(()),
         Some(b'*' | b'>') => Err(TopicError::PartialWildcard),
         Some(_) => Err(TopicError::BadByte),
