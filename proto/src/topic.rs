@@ -192,3 +192,60 @@ pub fn matches(pattern: &[u8], topic: &[u8]) -> bool {
 fn tokens(topic: &[u8]) -> impl Iterator<Item = &[u8]> {
     topic.split(|&byte| byte == b'.')
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    /// Mostly what topics and patterns are made of, in tokens short enough for there to be many.
+    fn text() -> impl Strategy<Value = Vec<u8>> {
+        let byte = prop_oneof![
+            8 => proptest::sample::select(&b"abZ09_:/-"[..]),
+            8 => Just(b'.'),
+            2 => proptest::sample::select(&b"*>"[..]),
+            1 => any::<u8>(),
+        ];
+        let token = prop_oneof![
+            8 => vec(proptest::sample::select(&b"abZ09_:/-"[..]), 1..24),
+            2 => Just(b"*".to_vec()),
+            1 => Just(b">".to_vec()),
+        ];
+        prop_oneof![
+            vec(byte, 0..300),
+            vec(token, 1..20).prop_map(|tokens| tokens.join(&b'.')),
+        ]
+    }
+
+    fn is_plain(token: &[u8]) -> bool {
+        let is_legal = |byte: &u8| byte.is_ascii_alphanumeric() || b"_:/-".contains(byte);
+        !token.is_empty() && token.iter().all(is_legal)
+    }
+
+    fn has_legal_size(text: &[u8]) -> bool {
+        (1..=255).contains(&text.len()) && text.split(|&byte| byte == b'.').count() <= 16
+    }
+
+    proptest! {
+        #[test]
+        fn a_topic_is_legal_by_its_rule(text in text()) {
+            let is_legal = has_legal_size(&text) && text.split(|&byte| byte == b'.').all(is_plain);
+            prop_assert_eq!(check_topic(&text).is_ok(), is_legal);
+            if is_legal {
+                prop_assert_eq!(check_pattern(&text), Ok(()));
+                prop_assert!(matches(&text, &text));
+                prop_assert!(matches(b">", &text));
+            }
+        }
+
+        #[test]
+        fn a_pattern_is_legal_by_its_rule(text in text()) {
+            let mut tokens: Vec<&[u8]> = text.split(|&byte| byte == b'.').collect();
+            tokens.pop_if(|last| *last == b">");
+            let is_legal = has_legal_size(&text)
+                && tokens.iter().all(|token| is_plain(token) || *token == b"*");
+            prop_assert_eq!(check_pattern(&text).is_ok(), is_legal);
+        }
+    }
+}
