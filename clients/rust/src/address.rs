@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -93,18 +93,53 @@ impl Address {
     }
 }
 
-/// Looks a host up, which may wait for a name server. Where a name has both
-/// kinds of address an IPv4 one is taken: a bus listens at 127.0.0.1 by default,
-/// and a datagram to `localhost`'s ::1 would find nobody without a word.
-pub(crate) fn resolve(host: &str, port: u16) -> io::Result<SocketAddr> {
+/// An [`Address`] whose name has been looked up.
+#[derive(Clone, Debug)]
+pub(crate) enum Target {
+    Udp(SocketAddr),
+    Unix(PathBuf),
+}
+
+impl Target {
+    /// Looks the host's name up, which may wait for a name server.
+    pub(crate) fn resolve(address: &Address) -> io::Result<Self> {
+        Ok(match address {
+            Address::Udp { host, port } => Self::Udp(resolve(host, *port)?),
+            Address::Unix(path) => Self::Unix(path.clone()),
+        })
+    }
+}
+
+/// Where a name has both kinds of address an IPv4 one is taken: a bus listens at
+/// 127.0.0.1 by default, and a datagram to `localhost`'s ::1 would find nobody
+/// without a word.
+fn resolve(host: &str, port: u16) -> io::Result<SocketAddr> {
     let mut first = None;
     for address in (host, port).to_socket_addrs()? {
         if address.is_ipv4() {
-            return Ok(address);
+            return Ok(loopback_if_unspecified(address));
         }
         first = first.or(Some(address));
     }
-    first.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("{host:?} has no address")))
+    let nothing = || io::Error::new(io::ErrorKind::NotFound, format!("{host:?} has no address"));
+    first.map(loopback_if_unspecified).ok_or_else(nothing)
+}
+
+/// A datagram to 0.0.0.0 goes to this host, but the answer comes from 127.0.0.1
+/// and would be taken for a stranger's.
+fn loopback_if_unspecified(mut address: SocketAddr) -> SocketAddr {
+    if address.ip().is_unspecified() {
+        address.set_ip(loopback(address));
+    }
+    address
+}
+
+/// The loopback address of the same family.
+pub(crate) fn loopback(of: SocketAddr) -> IpAddr {
+    match of {
+        SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+        SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+    }
 }
 
 impl Default for Address {
@@ -167,7 +202,7 @@ fn parse_host<'a>(text: &str, host: &'a str) -> Result<&'a str, AddressError> {
 /// An IPv6 address, with a scope after `%` where it is link-local.
 fn is_ipv6(inner: &str) -> bool {
     let address = inner.split_once('%').map_or(inner, |(address, _)| address);
-    address.parse::<std::net::Ipv6Addr>().is_ok()
+    address.parse::<Ipv6Addr>().is_ok()
 }
 
 /// Underscores are no part of a host's name, but container networks use them.
@@ -240,6 +275,12 @@ mod tests {
     fn prefers_ipv4_where_a_name_has_both() {
         assert!(resolve("localhost", 1).unwrap().is_ipv4());
         assert_eq!(resolve("::1", 1).unwrap().to_string(), "[::1]:1");
+    }
+
+    #[test]
+    fn asks_this_host_at_its_loopback_address() {
+        assert_eq!(resolve("0.0.0.0", 1).unwrap().to_string(), "127.0.0.1:1");
+        assert_eq!(resolve("::", 1).unwrap().to_string(), "[::1]:1");
     }
 
     proptest! {

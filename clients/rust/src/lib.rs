@@ -1,11 +1,19 @@
 //! Client of a Hail Mary bus.
-#![expect(
-    clippy::disallowed_methods,
-    clippy::disallowed_types,
-    reason = "those lists are for the daemon's core; a client opens sockets and reads the clock"
-)]
 
 mod address;
+mod endpoint;
+mod event;
 pub mod flow;
+pub mod lease;
+mod link;
+mod ping;
+mod publisher;
+mod random;
 
 pub use address::{Address, AddressError, BUS_PORT, BUS_VARIABLE};
+pub use event::Event;
+pub use hailmary_proto::topic::TopicError;
+pub use ping::{Pong, ping};
+pub use publisher::{
+    BATCH_BYTES_HOST, BATCH_BYTES_NETWORK, Batch, PublishError, Publisher, PublisherStats,
+};
