@@ -28,7 +28,7 @@ use hailmary_proto::decode::FrameView;
 use hailmary_proto::v1;
 use hailmary_proto::v1::frame::Control;
 use hailmary_proto::v1::refusal::Reason;
-use hailmary_proto::write::{UNPROVEN_REQUEST_BYTES_MIN, pad};
+use hailmary_proto::write::{COOKIE_BYTES_MAX, UNPROVEN_REQUEST_BYTES_MIN, pad};
 use prost::Message;
 
 use crate::flow::{FlowCounts, FrameTally, Ledger};
@@ -50,10 +50,6 @@ pub const RENEWAL_MIN: Duration = Duration::from_millis(100);
 
 /// A lease is renewed after this part of it, so that two renewals may get lost.
 const RENEWALS_PER_LEASE: u32 = 3;
-
-/// The longest cookie that is carried back, in bytes. A bus's own are far
-/// shorter; without a bound, a stranger's would swell the renewals.
-pub const COOKIE_BYTES_MAX: usize = 256;
 
 /// Where a datagram came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -420,7 +416,7 @@ impl Subscription {
     }
 }
 
-/// A cookie that can be carried back.
+/// A cookie as a bus makes them; a longer one would swell the renewals.
 fn carries(cookie: &[u8]) -> bool {
     (1..=COOKIE_BYTES_MAX).contains(&cookie.len())
 }
@@ -440,5 +436,395 @@ fn event_weight(weight: f64) -> f64 {
         weight.max(1.0)
     } else {
         1.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hailmary_proto::decode::Decoder;
+    use proptest::prelude::*;
+
+    const NONCE: u64 = 7;
+    const BUS: u64 = 77;
+
+    fn subscription() -> Subscription {
+        let request = v1::Subscribe {
+            topics: vec![">".to_owned()],
+            ..v1::Subscribe::default()
+        };
+        Subscription::new(request, NONCE, Duration::ZERO)
+    }
+
+    fn ms(millis: u64) -> Duration {
+        Duration::from_millis(millis)
+    }
+
+    fn hand(
+        subscription: &mut Subscription,
+        now: u64,
+        origin: Origin,
+        frame: &v1::Frame,
+    ) -> Verdict {
+        let bytes = frame.encode_to_vec();
+        let mut decoder = Decoder::new();
+        let view = decoder.decode(&bytes).unwrap();
+        subscription.handle_frame(ms(now), origin, &view)
+    }
+
+    fn answer(subscription: &mut Subscription, now: u64, control: Control) -> Verdict {
+        let frame = v1::Frame {
+            control: Some(control),
+            ..v1::Frame::default()
+        };
+        hand(subscription, now, Origin::Bus, &frame)
+    }
+
+    fn challenge(cookie: &[u8]) -> Control {
+        Control::Challenge(v1::Challenge {
+            cookie: cookie.to_vec(),
+            nonce: NONCE,
+        })
+    }
+
+    fn lease(bus: u64, lease_ms: u32, cookie: &[u8]) -> Control {
+        Control::Lease(v1::Lease {
+            bus,
+            lease_ms,
+            cookie: cookie.to_vec(),
+            nonce: NONCE,
+        })
+    }
+
+    fn refusal(reason: Reason) -> Control {
+        Control::Refusal(v1::Refusal {
+            reason: reason.into(),
+            nonce: NONCE,
+        })
+    }
+
+    fn events(sender: u64, sequence: u64, count: usize) -> v1::Frame {
+        v1::Frame {
+            events: vec![v1::Event::default(); count],
+            stamp: Some(v1::Stamp {
+                sender,
+                sequence,
+                ..v1::Stamp::default()
+            }),
+            ..v1::Frame::default()
+        }
+    }
+
+    /// The request that is due, which must be the only one.
+    fn request(subscription: &mut Subscription, now: u64) -> v1::Subscribe {
+        let bytes = subscription.poll_transmit(ms(now)).unwrap().to_vec();
+        assert!(bytes.len() >= UNPROVEN_REQUEST_BYTES_MIN);
+        assert_eq!(subscription.poll_transmit(ms(now)), None);
+        match v1::Frame::decode(bytes.as_slice()).unwrap().control {
+            Some(Control::Subscribe(request)) => request,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// A subscription that got a lease of 3 s at the moment 0.
+    fn held() -> Subscription {
+        let mut subscription = subscription();
+        assert!(request(&mut subscription, 0).cookie.is_empty());
+        answer(&mut subscription, 0, challenge(b"c"));
+        assert_eq!(request(&mut subscription, 0).cookie, b"c");
+        answer(&mut subscription, 0, lease(BUS, 3_000, b"l"));
+        assert_eq!(subscription.state(), LeaseState::Held);
+        subscription
+    }
+
+    #[test]
+    fn asks_again_ever_more_slowly() {
+        let mut subscription = subscription();
+        let mut now = 0;
+        for wait in [100, 200, 400, 800, 1_600, 2_000, 2_000, 2_000] {
+            let asked = request(&mut subscription, now);
+            assert_eq!((asked.nonce, asked.report), (NONCE, None));
+            assert_eq!(subscription.poll_transmit(ms(now + wait - 1)), None);
+            now += wait;
+            assert_eq!(subscription.poll_timeout(), Some(ms(now)));
+        }
+    }
+
+    #[test]
+    fn renews_in_time_with_cookie_and_report() {
+        let mut subscription = held();
+        hand(&mut subscription, 1, Origin::Elsewhere, &events(BUS, 2, 3));
+        assert_eq!(subscription.poll_timeout(), Some(ms(1_000)));
+        let renewal = request(&mut subscription, 1_000);
+        assert_eq!(renewal.cookie, b"l");
+        let report = renewal.report.unwrap();
+        assert_eq!((report.bus, report.received, report.lost), (BUS, 3, 2));
+        answer(&mut subscription, 1_000, lease(BUS, 300_000, b"m"));
+        assert_eq!(subscription.poll_timeout(), Some(ms(3_000)));
+        assert_eq!(request(&mut subscription, 3_000).cookie, b"m");
+        assert_eq!(subscription.poll_timeout(), Some(ms(3_100)));
+    }
+
+    #[test]
+    fn believes_answers_to_its_own_requests_alone() {
+        let mut subscription = subscription();
+        let early = answer(&mut subscription, 0, lease(BUS, 3_000, b"x"));
+        assert_eq!(early, Verdict::Ignored);
+        request(&mut subscription, 0);
+        let foreign = Control::Challenge(v1::Challenge {
+            cookie: b"x".to_vec(),
+            nonce: NONCE + 1,
+        });
+        assert_eq!(answer(&mut subscription, 0, foreign), Verdict::Ignored);
+        let elsewhere = v1::Frame {
+            control: Some(lease(BUS, 3_000, b"x")),
+            ..v1::Frame::default()
+        };
+        let verdict = hand(&mut subscription, 0, Origin::Elsewhere, &elsewhere);
+        assert_eq!(verdict, Verdict::Ignored);
+        for cookie in [&[][..], &[0; COOKIE_BYTES_MAX + 1]] {
+            assert_eq!(
+                answer(&mut subscription, 0, challenge(cookie)),
+                Verdict::Ignored
+            );
+        }
+        assert_eq!(subscription.state(), LeaseState::Asking);
+        assert_eq!(subscription.counts().ignored_frames, 5);
+    }
+
+    #[test]
+    fn takes_events_by_their_sender_from_wherever() {
+        let mut subscription = held();
+        let deliver = |weight| Verdict::Deliver { weight };
+        let mut frame = events(BUS, 0, 2);
+        assert_eq!(
+            hand(&mut subscription, 1, Origin::Elsewhere, &frame),
+            deliver(1.0)
+        );
+        for (told, taken) in [
+            (8.0, 8.0),
+            (0.5, 1.0),
+            (-1.0, 1.0),
+            (f64::NAN, 1.0),
+            (f64::INFINITY, 1.0),
+        ] {
+            frame.stamp.as_mut().unwrap().weight = told;
+            assert_eq!(
+                hand(&mut subscription, 1, Origin::Elsewhere, &frame),
+                deliver(taken)
+            );
+        }
+        let stranger = events(BUS + 1, 0, 2);
+        assert_eq!(
+            hand(&mut subscription, 1, Origin::Bus, &stranger),
+            Verdict::Ignored
+        );
+        frame.stamp = None;
+        assert_eq!(
+            hand(&mut subscription, 1, Origin::Bus, &frame),
+            Verdict::Ignored
+        );
+        let none = events(BUS, 20, 0);
+        assert_eq!(
+            hand(&mut subscription, 1, Origin::Elsewhere, &none),
+            Verdict::Consumed
+        );
+        assert_eq!(subscription.counts().ignored_frames, 2);
+        assert_eq!(subscription.counts().flow.lost, 8);
+    }
+
+    #[test]
+    fn a_restarted_bus_is_asked_at_once_and_begins_a_flow() {
+        let mut subscription = held();
+        hand(&mut subscription, 1, Origin::Elsewhere, &events(BUS, 0, 9));
+        request(&mut subscription, 1_000);
+        answer(&mut subscription, 1_001, challenge(b"new"));
+        assert_eq!(subscription.state(), LeaseState::Asking);
+        assert_eq!(request(&mut subscription, 1_001).cookie, b"new");
+        answer(&mut subscription, 1_002, lease(BUS + 1, 3_000, b"n"));
+        assert_eq!(
+            hand(
+                &mut subscription,
+                1_003,
+                Origin::Elsewhere,
+                &events(BUS, 9, 1)
+            ),
+            Verdict::Ignored
+        );
+        hand(
+            &mut subscription,
+            1_003,
+            Origin::Elsewhere,
+            &events(BUS + 1, 20, 1),
+        );
+        let counts = subscription.counts();
+        assert_eq!((counts.flow.received, counts.flow.lost), (10, 20));
+        assert_eq!((counts.bus_restarts, counts.lapses), (1, 1));
+        let report = request(&mut subscription, 2_002).report.unwrap();
+        assert_eq!((report.bus, report.received, report.lost), (BUS + 1, 1, 20));
+    }
+
+    #[test]
+    fn a_lapse_by_the_own_clock_keeps_the_cookie_and_the_doubt() {
+        let mut subscription = held();
+        hand(&mut subscription, 1, Origin::Elsewhere, &events(BUS, 0, 9));
+        assert_eq!(request(&mut subscription, 3_000).cookie, b"l");
+        assert_eq!(subscription.state(), LeaseState::Asking);
+        answer(&mut subscription, 3_001, lease(BUS, 3_000, b"m"));
+        hand(
+            &mut subscription,
+            3_002,
+            Origin::Elsewhere,
+            &events(BUS, 1, 2),
+        );
+        let counts = subscription.counts();
+        assert_eq!(
+            (counts.flow.received, counts.flow.lost, counts.lapses),
+            (11, 1, 1)
+        );
+    }
+
+    #[test]
+    fn final_refusals_end_it_and_the_others_wait() {
+        for (reason, end) in [
+            (Reason::NotAllowed, Refusal::NotAllowed),
+            (Reason::BadTopic, Refusal::BadTopic),
+            (Reason::BadRequest, Refusal::BadRequest),
+        ] {
+            let mut subscription = subscription();
+            request(&mut subscription, 0);
+            answer(&mut subscription, 1, refusal(reason));
+            assert_eq!(subscription.state(), LeaseState::Refused(end));
+            assert_eq!(subscription.poll_timeout(), None);
+            assert_eq!(subscription.poll_transmit(ms(60_000)), None);
+            assert_eq!(subscription.close(), None);
+        }
+        for (reason, told) in [
+            (Reason::Full, Refusal::Full),
+            (Reason::Unspecified, Refusal::Other),
+        ] {
+            let mut subscription = subscription();
+            request(&mut subscription, 0);
+            answer(&mut subscription, 1, refusal(reason));
+            assert_eq!(subscription.refusal(), Some(told));
+            assert_eq!(subscription.poll_timeout(), Some(ms(100)));
+        }
+    }
+
+    #[test]
+    fn an_unknown_lease_is_asked_for_from_the_beginning() {
+        let mut subscription = held();
+        request(&mut subscription, 1_000);
+        answer(&mut subscription, 1_001, refusal(Reason::UnknownLease));
+        assert!(request(&mut subscription, 1_001).cookie.is_empty());
+        answer(&mut subscription, 1_002, refusal(Reason::UnknownLease));
+        assert_eq!(subscription.poll_transmit(ms(1_002)), None);
+    }
+
+    #[test]
+    fn closes_with_the_cookie_once() {
+        let mut subscription = held();
+        let frame = v1::Frame::decode(subscription.close().unwrap()).unwrap();
+        let expected = v1::Unsubscribe {
+            cookie: b"l".to_vec(),
+            nonce: NONCE,
+        };
+        assert_eq!(frame.control, Some(Control::Unsubscribe(expected)));
+        assert_eq!(subscription.close(), None);
+        assert_eq!(
+            hand(&mut subscription, 1, Origin::Bus, &events(BUS, 0, 1)),
+            Verdict::Ignored
+        );
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Wait(u16),
+        Answer(u8, u8),
+        Events(bool, u64, usize),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            any::<u16>().prop_map(Step::Wait),
+            (0_u8..9, any::<u8>()).prop_map(|(kind, cookie)| Step::Answer(kind, cookie)),
+            (any::<bool>(), any::<u64>(), 0_usize..4)
+                .prop_map(|(ours, sequence, count)| Step::Events(ours, sequence, count)),
+        ]
+    }
+
+    fn step_answer(kind: u8, cookie: u8) -> Control {
+        match kind {
+            0..3 => challenge(&[cookie]),
+            3 => lease(BUS, 0, &[cookie]),
+            4 => lease(BUS, u32::MAX, &[cookie]),
+            5 => lease(BUS + u64::from(cookie), 900, &[]),
+            6 => refusal(Reason::Full),
+            7 => refusal(Reason::UnknownLease),
+            _ => lease(BUS, 900, &[cookie]),
+        }
+    }
+
+    proptest! {
+        /// A hostile bus, with the right address and nonce, that answers at will.
+        #[test]
+        fn no_bus_makes_it_talk_fast(steps in prop::collection::vec(step(), 0..300)) {
+            let mut subscription = subscription();
+            let (mut now, mut sent) = (0_u64, 0_u64);
+            for step in steps {
+                match step {
+                    Step::Wait(millis) => now += u64::from(millis % 500),
+                    Step::Answer(kind, cookie) => {
+                        answer(&mut subscription, now, step_answer(kind, cookie));
+                    }
+                    Step::Events(ours, sequence, count) => {
+                        let sender = if ours { BUS } else { 1 };
+                        hand(&mut subscription, now, Origin::Elsewhere, &events(sender, sequence, count));
+                    }
+                }
+                while subscription.poll_transmit(ms(now)).is_some() {
+                    sent += 1;
+                }
+                prop_assert!(subscription.poll_timeout().unwrap() > ms(now));
+            }
+            // By the timer, for a lease that ended, and for a challenge.
+            prop_assert!(sent <= 3 * (now / 100 + 1), "{sent} in {now} ms");
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(datagrams in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..80), 0..20)) {
+            let mut subscription = held();
+            let mut decoder = Decoder::new();
+            for datagram in datagrams {
+                subscription.poll_transmit(Duration::MAX);
+                if let Ok(view) = decoder.decode(&datagram) {
+                    subscription.handle_frame(Duration::MAX, Origin::Bus, &view);
+                }
+            }
+        }
+
+        /// Through the whole path, what is told of loss is what was lost.
+        #[test]
+        fn loss_is_told_exactly(frames in prop::collection::vec((1_usize..9, 0_u8..3), 1..60)) {
+            let mut subscription = held();
+            let (mut sequence, mut lost, mut late) = (0, 0, Vec::new());
+            for (count, fate) in frames {
+                let frame = events(BUS, sequence, count);
+                sequence += count as u64;
+                match fate {
+                    0 => lost += count as u64,
+                    1 => late.push(frame),
+                    _ => {
+                        hand(&mut subscription, 1, Origin::Elsewhere, &frame);
+                    }
+                }
+            }
+            late.push(events(BUS, sequence, 0));
+            for frame in late.iter().rev() {
+                hand(&mut subscription, 2, Origin::Elsewhere, frame);
+            }
+            let told = subscription.counts().flow;
+            prop_assert_eq!((told.received, told.lost), (sequence - lost, lost));
+        }
     }
 }
