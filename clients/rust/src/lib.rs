@@ -1,4 +1,4 @@
-//! Client of a Hail Mary bus.
+#![doc = include_str!("../README.md")]
 
 mod address;
 mod endpoint;

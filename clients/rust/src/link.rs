@@ -5,10 +5,13 @@
 
 use std::io;
 use std::io::ErrorKind;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::unix::net::UnixDatagram;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+
+use hailmary_proto::write::DATAGRAM_BYTES_MAX;
+use socket2::SockRef;
 
 use crate::address::{Target, loopback};
 use crate::publisher::PublishError;
@@ -16,6 +19,9 @@ use crate::publisher::PublishError;
 /// The shortest time between two tries to connect again. A bus takes longer than
 /// this to restart, and one call in 100 ms is nothing.
 const RECONNECT_MIN: Duration = Duration::from_millis(100);
+
+/// Room for the largest datagram and the kernel's bookkeeping beside it, in bytes.
+const SEND_BUFFER_BYTES_MIN: usize = 2 * DATAGRAM_BYTES_MAX;
 
 #[derive(Debug)]
 enum Socket {
@@ -112,11 +118,13 @@ impl Socket {
             Target::Udp(bus) => {
                 let socket = UdpSocket::bind(local_address(*bus))?;
                 socket.set_nonblocking(true)?;
+                make_room(SockRef::from(&socket));
                 Self::Udp(socket)
             }
             Target::Unix(_) => {
                 let socket = UnixDatagram::unbound()?;
                 socket.set_nonblocking(true)?;
+                make_room(SockRef::from(&socket));
                 Self::Unix(socket)
             }
         })
@@ -132,6 +140,14 @@ impl Socket {
     }
 }
 
+/// Some systems (macOS) take no datagram larger than the send buffer, which they
+/// make small. Where more is not granted, large events are refused one by one.
+fn make_room(socket: SockRef<'_>) {
+    if !matches!(socket.send_buffer_size(), Ok(bytes) if bytes >= SEND_BUFFER_BYTES_MIN) {
+        let _ = socket.set_send_buffer_size(SEND_BUFFER_BYTES_MIN);
+    }
+}
+
 /// What to bind to, to speak with `bus`: any free port; towards a bus on this
 /// host its loopback address, so that no other host can send there.
 pub(crate) fn local_address(bus: SocketAddr) -> SocketAddr {
@@ -139,8 +155,8 @@ pub(crate) fn local_address(bus: SocketAddr) -> SocketAddr {
     local.set_port(0);
     local.set_ip(match (bus.ip().is_loopback(), bus) {
         (true, _) => loopback(bus),
-        (false, SocketAddr::V4(_)) => std::net::Ipv4Addr::UNSPECIFIED.into(),
-        (false, SocketAddr::V6(_)) => std::net::Ipv6Addr::UNSPECIFIED.into(),
+        (false, SocketAddr::V4(_)) => Ipv4Addr::UNSPECIFIED.into(),
+        (false, SocketAddr::V6(_)) => Ipv6Addr::UNSPECIFIED.into(),
     });
     local
 }

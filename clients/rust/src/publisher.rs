@@ -104,7 +104,7 @@ impl PublisherStats {
 /// would else count one flow twice, and the bus would tell losses that are none.
 /// (To notice a fork here would cost a system call for each event.)
 ///
-/// ```
+/// ```no_run
 /// use hailmary_client::{Address, Event, Publisher};
 ///
 /// let publisher = Publisher::connect(&Address::from_env()?)?;

@@ -15,6 +15,14 @@ use hailmary_client::{Event, PublishError, Publisher, TopicError};
 use hailmary_proto::v1;
 use hailmary_proto::v1::frame::Control;
 
+/// One publisher serves all threads, and a subscriber may move to its own.
+const _: () = {
+    const fn shared<T: Send + Sync + Clone>() {}
+    const fn movable<T: Send>() {}
+    shared::<Publisher>();
+    movable::<hailmary_client::Subscriber>();
+};
+
 fn stamp(frame: &v1::Frame) -> (u64, u64) {
     let stamp = frame.stamp.unwrap();
     (stamp.sequence, stamp.dropped)
@@ -203,22 +211,20 @@ fn threads_share_one_flow() {
     let publisher = Publisher::connect(&place.address()).unwrap();
     let mut stamps = Vec::new();
     std::thread::scope(|scope| {
-        for _ in 0..THREADS {
-            scope.spawn(|| (0..EVENTS).for_each(|_| publisher.publish("a", "")));
-        }
-        // The last frame of each thread may be dropped: what was sent is known only
-        // at the end, so read on while there is something.
-        bus.set_read_timeout(Some(Duration::from_millis(50)))
-            .unwrap();
+        let publish = || (0..EVENTS).for_each(|_| publisher.publish("a", ""));
+        let threads = [(); THREADS].map(|()| scope.spawn(publish));
+        // Read on until nothing is left after the last of them has ended.
+        bus.set_nonblocking(true).unwrap();
         let mut buffer = [0; 256];
         loop {
+            let over = threads.iter().all(|thread| thread.is_finished());
             match bus.recv(&mut buffer) {
                 Ok(bytes) => {
                     let frame = <v1::Frame as prost::Message>::decode(&buffer[..bytes]).unwrap();
                     stamps.push(stamp(&frame));
                 }
-                Err(_) if publisher.stats().sent + publisher.stats().dropped() == 8_000 => break,
-                Err(_) => {}
+                Err(_) if over => break,
+                Err(_) => std::thread::yield_now(),
             }
         }
     });

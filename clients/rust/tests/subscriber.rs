@@ -162,7 +162,7 @@ fn connect_says_why_there_is_no_lease() {
 
     let full = StandIn::open();
     std::thread::scope(|scope| {
-        let connecting = scope.spawn(|| builder(&full.address()).connect(Duration::from_secs(1)));
+        let connecting = scope.spawn(|| builder(&full.address()).connect(Duration::from_secs(2)));
         let (request, from) = full.receive_subscribe();
         let reason = v1::refusal::Reason::Full.into();
         full.answer(
