@@ -477,6 +477,9 @@ impl Subscriber {
     ) -> Result<Option<ReceivedEvent>, RecvError> {
         if self.queue.is_empty() {
             self.turn_until(deadline, |subscriber| subscriber.queue_turn(deadline))?;
+        } else {
+            // A frame may hold enough to outlast the lease.
+            self.transmit(self.now());
         }
         Ok(self.queue.pop_front())
     }

@@ -218,18 +218,23 @@ fn dropping_it_tells_the_bus() {
     assert!(matches!(frame.control, Some(Control::Unsubscribe(gone)) if gone.cookie == b"lease"));
 }
 
+/// Grants so short a lease that it is renewed after 100 ms.
+fn grant_briefly(bus: &StandIn, nonce: u64, to: SocketAddr) {
+    let lease = v1::Lease {
+        bus: common::BUS,
+        lease_ms: 300,
+        cookie: b"brief".to_vec(),
+        nonce,
+    };
+    bus.answer(Control::Lease(lease), to);
+}
+
 #[test]
 fn renews_while_it_receives() {
     let bus = StandIn::open();
     let mut subscriber = builder(&bus.address()).open().unwrap();
     let (request, from) = bus.receive_subscribe();
-    let brief = v1::Lease {
-        bus: common::BUS,
-        lease_ms: 300,
-        cookie: b"brief".to_vec(),
-        nonce: request.nonce,
-    };
-    bus.answer(Control::Lease(brief), from);
+    grant_briefly(&bus, request.nonce, from);
     std::thread::scope(|scope| {
         let receiving = scope.spawn(|| subscriber.recv());
         let (renewal, _) = bus.receive_subscribe();
@@ -239,6 +244,22 @@ fn renews_while_it_receives() {
         bus.send(&events(0, &["x"]), from);
         assert_eq!(receiving.join().unwrap().unwrap().payload, b"x");
     });
+}
+
+#[test]
+fn renews_while_it_hands_out_one_large_frame() {
+    let bus = StandIn::open();
+    let mut subscriber = builder(&bus.address()).open().unwrap();
+    let (request, from) = bus.receive_subscribe();
+    grant_briefly(&bus, request.nonce, from);
+    bus.send(&events(0, &["x"; 1_000]), from);
+    for _ in 0..150 {
+        subscriber.recv().unwrap();
+        // The application's own work.
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(bus.receive_subscribe().0.cookie, b"brief");
+    assert_eq!(subscriber.stats().received, 1_000);
 }
 
 #[test]
