@@ -219,7 +219,7 @@ impl Ledger {
                     *count += 1;
                 }
             }
-            LeaseEvent::Renewed(_, series, news) => {
+            LeaseEvent::Renewed { series, news, .. } => {
                 let counts = self.series(*series);
                 counts.reported.lost += news.lost;
                 counts.reported.dropped += news.dropped;

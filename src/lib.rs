@@ -18,4 +18,6 @@
 
 pub mod bus;
 pub mod ledger;
+pub mod logging;
+pub mod net;
 pub mod state;

@@ -47,8 +47,17 @@ pub enum LeaseEvent {
     Challenged,
     /// A lease stands that did not before.
     Granted(SubscriberId),
-    /// A lease goes on; what the subscriber reported since the last time.
-    Renewed(SubscriberId, SeriesId, Reported),
+    /// A lease goes on.
+    Renewed {
+        /// Whose it is.
+        id: SubscriberId,
+        /// Where it is counted.
+        series: SeriesId,
+        /// What the subscriber reported since the last time.
+        news: Reported,
+        /// Whether it calls itself something else now, or wants something else.
+        is_changed: bool,
+    },
     /// Given back by its subscriber.
     Released(SubscriberId),
     /// Not renewed in time.
@@ -288,19 +297,27 @@ impl Leases {
                 lease.reported = report;
             }
         }
+        let mut is_changed = false;
         if *subscriber.name != *subscribe.name {
+            is_changed = true;
             subscriber.name = subscribe.name.as_str().into();
             subscriber.series = tables.series.assign(&subscribe.name);
         }
         let topics = patterns(subscribe);
         let frame_bytes = frame_bytes(subscribe, &subscriber.address);
         if subscriber.topics != topics || subscriber.frame_bytes != frame_bytes {
+            is_changed = true;
             tables.routes.remove(&subscriber.topics, id);
             tables.routes.insert(&topics, id);
             subscriber.topics = topics;
             subscriber.frame_bytes = frame_bytes;
         }
-        LeaseEvent::Renewed(id, subscriber.series, news)
+        LeaseEvent::Renewed {
+            id,
+            series: subscriber.series,
+            news,
+            is_changed,
+        }
     }
 
     fn remove(&mut self, id: SubscriberId, tables: &mut Tables<'_>) {
