@@ -16,7 +16,10 @@
     clippy::disallowed_macros
 )]
 
+pub mod admin;
 pub mod bus;
+pub mod command;
+pub mod config;
 pub mod ledger;
 pub mod logging;
 pub mod net;

@@ -1,6 +1,7 @@
 //! Logs: to standard error, quiet, and never a line for each datagram.
 
 use std::collections::HashMap;
+use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
@@ -19,6 +20,7 @@ pub enum Format {
 pub fn start(format: Format, level: Level) {
     let builder = tracing_subscriber::fmt()
         .with_max_level(level)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     match format {
         Format::Text => builder.with_target(false).init(),
