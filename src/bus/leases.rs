@@ -154,13 +154,13 @@ impl Leases {
     ) -> Answered {
         let nonce = subscribe.nonce;
         if let Rights::Nothing = tables.access.subscribe.rights_of_address(request.from) {
-            return self.to_unproven(now, request, refused(Reason::NotAllowed, nonce));
+            return self.answer_unproven(now, request, refused(Reason::NotAllowed, nonce));
         }
         let standing = tables.subscribers.leased(request.from);
         if !self.is_proven(now, request.from, subscribe, standing) {
             let cookie = self.cookies.bake(now, request.from, nonce).to_vec();
             let challenge = Control::Challenge(Challenge { cookie, nonce });
-            return self.to_unproven(
+            return self.answer_unproven(
                 now,
                 request,
                 (LeaseEvent::Challenged, Some(frame(challenge))),
@@ -200,7 +200,7 @@ impl Leases {
                 self.remove(id, tables);
                 (LeaseEvent::Released(id), None)
             }
-            _ => self.to_unproven(now, request, refused(Reason::UnknownLease, *nonce)),
+            _ => self.answer_unproven(now, request, refused(Reason::UnknownLease, *nonce)),
         }
     }
 
@@ -357,7 +357,7 @@ impl Leases {
     }
 
     /// Holds back an answer that its address has not earned.
-    fn to_unproven(
+    fn answer_unproven(
         &mut self,
         now: Duration,
         request: &Request<'_>,
