@@ -80,6 +80,24 @@ def test_recv_gives_up_after_its_timeout(bus: FakeBus) -> None:
         assert event is not None and event.payload == b"1"
 
 
+def test_a_flood_of_foreign_datagrams_does_not_hold_the_caller() -> None:
+    with fake_bus() as bus, subscribed(bus) as subscription:
+        stop = threading.Event()
+
+        def flood() -> None:
+            while not stop.is_set():
+                bus.egress.sendto(b"no frame", bus.subscriber)
+
+        flooding = threading.Thread(target=flood)
+        flooding.start()
+        try:
+            assert subscription.recv(timeout=0.05) is None
+        finally:
+            stop.set()
+            flooding.join()
+        assert subscription.stats().ignored > 0
+
+
 def test_a_bus_that_is_not_there_yet_is_waited_for(tmp_path: Path) -> None:
     path = tmp_path / "bus.sock"
     with ThreadPoolExecutor(1) as pool:
@@ -97,6 +115,11 @@ def test_a_timeout_ends_the_wait_for_a_bus(bus: FakeBus) -> None:
         subscribe(">", address=bus.address, timeout=0.01)
     first = bus.receive_all()[0].subscribe
     assert first.cookie == b""
+
+
+def test_a_request_that_cannot_be_sent_is_named_in_the_end(tmp_path: Path) -> None:
+    with pytest.raises(TimeoutError, match="No such file"):
+        subscribe(">", address=f"unix://{tmp_path}/bus.sock", timeout=0.01)
 
 
 def test_a_full_bus_is_asked_again_and_named_in_the_end(bus: FakeBus) -> None:
@@ -176,8 +199,10 @@ def test_closing_unsubscribes_and_ends_the_iteration(bus: FakeBus) -> None:
     subscription = subscribed(bus)
     bus.send(b"1", b"2")
     assert next(subscription).payload == b"1"
+    assert not subscription.closed
     subscription.close()
     subscription.close()
+    assert subscription.closed
     farewell = bus.receive_all()
     assert [frame.WhichOneof("control") for frame in farewell] == ["unsubscribe"]
     assert [event.payload for event in subscription] == [b"2"], "it had been received"
@@ -263,6 +288,11 @@ def test_a_wrong_argument_is_told_at_once(wrong: dict[str, Any], error: type[Exc
 def test_a_wrong_pattern_is_told_at_once(patterns: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match="pattern"):
         subscribe(*patterns)
+
+
+def test_a_request_that_fits_no_datagram_is_told_at_once() -> None:
+    with pytest.raises(ValueError, match="fit into a datagram"):
+        subscribe(*["a" * 255] * 300)
 
 
 def test_waiting_costs_no_processor_time(bus: FakeBus) -> None:

@@ -34,6 +34,8 @@ class Receiver:
     def __init__(self, peer: Peer) -> None:
         self._peer = peer
         self._directory: Optional[str] = None
+        self.unsent: Optional[OSError] = None
+        """Why the newest request was not even sent, if it was not."""
         self._socket = socket.socket(peer.family, socket.SOCK_DGRAM)
         try:
             self._prepare()
@@ -48,8 +50,12 @@ class Receiver:
 
     def send(self, datagram: bytes) -> None:
         """Sends it to the bus, or not: a request that gets lost is repeated."""
-        with contextlib.suppress(OSError):
+        try:
             self._socket.sendto(datagram, self._peer.address)
+        except OSError as error:
+            self.unsent = error
+        else:
+            self.unsent = None
 
     def receive(self) -> Optional[tuple[bytes, Origin]]:
         """The next datagram in the socket, if there is one."""

@@ -27,6 +27,15 @@ from ._wire import bus_pb2
 _NAME = re.compile(r"[A-Za-z0-9._-]{0,64}")
 _UINT32_MAX = 2**32 - 1
 
+# What a request may have before cookie, report, nonce and padding are added,
+# which take less than the rest of a datagram of 65,507 bytes.
+_REQUEST_BYTES_MAX = 65_000
+
+# How many datagrams a call still looks at once its time is over, so that the
+# bus's answers do not hide events behind them, and a flood of strangers'
+# datagrams does not hold the caller.
+_OVERTIME_DATAGRAMS_MAX = 64
+
 
 class Refused(Exception):
     """The bus refuses the subscription, and asking again would not help."""
@@ -105,17 +114,25 @@ class Subscription:
         if self._ready and time.monotonic() < self._session.transmit_at:
             return self._ready.popleft()
         give_up_at = _deadline(timeout)
+        overtime = 0
         while True:
             now = time.monotonic()
             self._transmit(now)
             if self._ready:
                 return self._ready.popleft()
-            if self._receiver.closed:
+            if self.closed or overtime > _OVERTIME_DATAGRAMS_MAX:
                 return None
-            if not self._receive(now):
-                if now >= give_up_at:
-                    return None
-                self._receiver.wait(min(give_up_at, self._session.transmit_at) - now)
+            if self._receive(now):
+                overtime += now >= give_up_at
+            elif now >= give_up_at:
+                return None
+            else:
+                self._wait(give_up_at, now)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed, or refused by the bus."""
+        return self._receiver.closed
 
     def stats(self) -> SubscriptionStats:
         """The counts so far. Of `received`, at most one datagram's events are
@@ -125,7 +142,7 @@ class Subscription:
     def close(self) -> None:
         """Ends the subscription and tells the bus. Events that were received
         and not yet handed over still are."""
-        if self._receiver.closed:
+        if self.closed:
             return
         farewell = self._session.close()
         # In a child after a fork, the subscription is still the parent's.
@@ -158,10 +175,20 @@ class Subscription:
         while not self._session.held:
             now = time.monotonic()
             self._transmit(now)
-            if not self._receive(now):
-                if now >= give_up_at:
-                    raise TimeoutError(_why_no_lease(self._session.refusal))
-                self._receiver.wait(min(give_up_at, self._session.transmit_at) - now)
+            received = self._receive(now)
+            if now >= give_up_at and not self._session.held:
+                raise TimeoutError(self._why_no_lease())
+            if not received:
+                self._wait(give_up_at, now)
+
+    def _wait(self, give_up_at: float, now: float) -> None:
+        self._receiver.wait(min(give_up_at, self._session.transmit_at) - now)
+
+    def _why_no_lease(self) -> str:
+        if self._session.refusal is not None:
+            return self._session.refusal.value
+        unsent = self._receiver.unsent
+        return "no answer from the bus" + (f" (not sent: {unsent})" if unsent else "")
 
     def _transmit(self, now: float) -> None:
         if now >= self._session.transmit_at:
@@ -187,10 +214,6 @@ def _deadline(timeout: Optional[float]) -> float:
     return math.inf if timeout is None else time.monotonic() + timeout
 
 
-def _why_no_lease(refusal: Optional[Reason]) -> str:
-    return "no answer from the bus" if refusal is None else refusal.value
-
-
 def _request(
     patterns: tuple[str, ...],
     name: str,
@@ -211,7 +234,7 @@ def _request(
     _check_uint32("events_per_second", events_per_second)
     _check_uint32("lease_ms", lease_ms)
     _check_uint32("max_frame_bytes", max_frame_bytes)
-    return bus_pb2.Subscribe(
+    request = bus_pb2.Subscribe(
         topics=patterns,
         group=group,
         name=name,
@@ -220,6 +243,9 @@ def _request(
         sample=sample,
         events_per_second=events_per_second,
     )
+    if request.ByteSize() > _REQUEST_BYTES_MAX:
+        raise ValueError("patterns and group do not fit into a datagram")
+    return request
 
 
 def _check_uint32(argument: str, value: int) -> None:
