@@ -15,6 +15,7 @@ import hashlib
 import json
 import sqlite3
 import sys
+import time
 from pathlib import Path
 from typing import Optional
 
@@ -26,8 +27,8 @@ from hailmary import Subscription, subscribe
 # events wait in the socket's buffer, which takes a few hundred.
 BATCH_PACKAGES = 50
 
-# How long written packages wait for a commit, which takes far longer than
-# writing them.
+# How long what was written waits for a commit, which takes far longer than
+# writing it.
 COMMIT_SECONDS = 1.0
 
 _CREATE = """
@@ -57,6 +58,7 @@ class Index:
         self._database.execute("PRAGMA journal_mode = WAL")
         self._database.execute(_CREATE)
         self._batch: list[bytes] = []
+        self._committed_at = time.monotonic()
 
     def add(self, payload: bytes) -> None:
         """Takes a package as it was published."""
@@ -69,11 +71,17 @@ class Index:
         rows = [_row(json.loads(payload)) for payload in self._batch]
         self._batch.clear()
         self._database.executemany(_PUT, rows)
+        if time.monotonic() - self._committed_at > COMMIT_SECONDS:
+            self._commit()
 
-    def commit(self) -> None:
-        """Makes what was written visible to other connections."""
+    def flush(self) -> None:
+        """Writes what was added and makes it visible to other connections."""
         self.write()
+        self._commit()
+
+    def _commit(self) -> None:
         self._database.commit()
+        self._committed_at = time.monotonic()
 
     def search(self, query: str, limit: int = 10) -> list[tuple[str, str]]:
         """Names and summaries, the best first."""
@@ -86,8 +94,8 @@ class Index:
         return int(rows)
 
     def close(self) -> None:
-        """Commits and closes."""
-        self.commit()
+        """Flushes and closes."""
+        self.flush()
         self._database.close()
 
 
@@ -113,11 +121,11 @@ def feed(index: Index, subscription: Subscription) -> None:
         event = subscription.recv(timeout=COMMIT_SECONDS)
         marker = None if event is None else marker_of(event)
         if event is None:
-            index.commit()
+            index.flush()
         elif marker is None:
             index.add(event.payload)
         else:
-            index.commit()
+            index.flush()
             report(subscription, "marker", marker=marker, indexed=index.count())
 
 
