@@ -1,0 +1,29 @@
+"""Client of Hail Mary, a best-effort event bus on datagrams.
+
+    from hailmary import Publisher, subscribe
+
+    Publisher().publish("search.index.photo", b"42")
+
+    for event in subscribe("search.>"):
+        print(event.topic, event.payload)
+
+What is published may be lost; every loss is counted. See `Publisher`,
+`subscribe` and the README.
+"""
+
+from ._event import Event
+from ._lease import Reason
+from ._publisher import Publisher, PublisherStats
+from ._session import SubscriptionStats
+from ._subscription import Refused, Subscription, subscribe
+
+__all__ = [
+    "Event",
+    "Publisher",
+    "PublisherStats",
+    "Reason",
+    "Refused",
+    "Subscription",
+    "SubscriptionStats",
+    "subscribe",
+]

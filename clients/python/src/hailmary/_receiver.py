@@ -1,0 +1,114 @@
+"""The socket that a subscription's events come to.
+
+Owns the socket, its buffer and, for Unix, the address that a bus can answer to.
+It knows no frame. The socket is not connected: a bus answers from the address
+that it listens at, and sends events from another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import select
+import shutil
+import socket
+import sys
+import tempfile
+from typing import Optional
+
+from ._address import Peer
+from ._session import Origin
+
+# What is asked for; the kernel grants what its limits allow. The default holds
+# few datagrams (see socket(7), SO_RCVBUF), and what does not fit is lost.
+_BUFFER_BYTES = 4 * 1024 * 1024
+
+# No datagram is longer.
+_DATAGRAM_BYTES_MAX = 65_535
+
+
+class Receiver:
+    """An open socket. Raises `OSError` where the system has none to give."""
+
+    def __init__(self, peer: Peer) -> None:
+        self._peer = peer
+        self._directory: Optional[str] = None
+        self.unsent: Optional[OSError] = None
+        """Why the newest request was not even sent, if it was not."""
+        self._socket = socket.socket(peer.family, socket.SOCK_DGRAM)
+        try:
+            self._prepare()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._socket.fileno() < 0
+
+    def send(self, datagram: bytes) -> None:
+        """Sends it to the bus, or not: a request that gets lost is repeated."""
+        try:
+            self._socket.sendto(datagram, self._peer.address)
+        except OSError as error:
+            self.unsent = error
+        else:
+            self.unsent = None
+
+    def receive(self) -> Optional[tuple[bytes, Origin]]:
+        """The next datagram in the socket, if there is one."""
+        try:
+            datagram, source = self._socket.recvfrom(_DATAGRAM_BYTES_MAX)
+        except BlockingIOError:
+            return None
+        except OSError:
+            # An error of an earlier request that the network sent back, or a
+            # signal handler closed the socket. Neither is a datagram.
+            return None
+        return datagram, self._origin(source)
+
+    def wait(self, seconds: float) -> None:
+        """Till a datagram is there, the time is over, or the socket is closed."""
+        if self.closed:
+            return
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        poll.poll(max(0.0, seconds) * 1000)
+
+    def close(self) -> None:
+        """Closes the socket and takes its file away, if it has one."""
+        self._socket.close()
+        if self._directory is not None:
+            shutil.rmtree(self._directory, ignore_errors=True)
+            self._directory = None
+
+    def _prepare(self) -> None:
+        self._socket.setblocking(False)
+        with contextlib.suppress(OSError):
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
+        if self._peer.family != socket.AF_UNIX:
+            return
+        if sys.platform == "linux":
+            self._socket.bind(b"\0hailmary-" + secrets.token_hex(16).encode())
+        else:
+            self._bind_file()
+
+    def _bind_file(self) -> None:
+        """A file under a name that none can guess. The bus may run as another
+        user: it can reach the file, and nobody can list the directory."""
+        self._directory = tempfile.mkdtemp(prefix="hailmary-")
+        os.chmod(self._directory, 0o711)
+        path = os.path.join(self._directory, secrets.token_hex(8))
+        self._socket.bind(path)
+        os.chmod(path, 0o666)
+
+    def _origin(self, source: object) -> Origin:
+        """Over Unix an answer counts by its nonce alone: the name that a bus
+        bound is its own, and another than ours where a link or a mount leads to
+        it, while the nonce is known to nobody but it and us."""
+        if self._peer.family == socket.AF_UNIX:
+            return Origin.BUS
+        same = isinstance(source, tuple) and source[:2] == tuple(self._peer.address)[:2]
+        return Origin.BUS if same else Origin.ELSEWHERE

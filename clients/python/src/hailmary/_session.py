@@ -1,0 +1,152 @@
+"""One subscription without I/O: datagrams and time in, events and requests out.
+
+Joins the lease (what is said to the bus) and the ledger (what became of the
+events). It opens no socket and reads no clock, so that every way a network can
+behave is tested without one. The contract with whoever drives it:
+
+1. Send what `poll_transmit` gives to the bus, from the socket that the events
+   shall come to.
+2. Wait for a datagram, at most until `transmit_at`.
+3. Hand it to `handle_datagram`; what that returns is for the application. Then
+   look at `refused`, and begin again.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from dataclasses import dataclass
+from typing import Optional
+
+from google.protobuf.message import DecodeError
+
+from ._event import Event
+from ._flow import Ledger
+from ._lease import Lease, Reason
+from ._wire import bus_pb2
+
+
+class Origin(enum.Enum):
+    """Where a datagram came from."""
+
+    BUS = enum.auto()
+    """The address that the requests go to."""
+    ELSEWHERE = enum.auto()
+    """Any other, such as the socket that a bus sends events from."""
+
+
+@dataclass(frozen=True)
+class SubscriptionStats:
+    """What became of a subscription's events, since it began."""
+
+    received: int = 0
+    """Events that arrived, repeated ones included."""
+
+    lost: int = 0
+    """Events that the bus sent and that did not arrive: lost in the network, or
+    in this socket's buffer while the iterator was not advanced. Told by the
+    stamps of what arrived later, so those behind the newest frame are not in it
+    yet; and a frame that comes late lowers it again."""
+
+    dropped_by_bus: int = 0
+    """Events that the bus dropped itself: by a limit, a sample, a full buffer."""
+
+    lapses: int = 0
+    """How often the lease ended before it was renewed, for whatever reason: the
+    bus restarted or was away, the network was, or the iterator stood still.
+    What was published till the next lease is in no other count."""
+
+    bus_restarts: int = 0
+    """How often a bus with another id granted the lease."""
+
+    ignored: int = 0
+    """Datagrams that were no frame, or not of this subscription."""
+
+
+class Session:
+    """One subscription. `request` and `nonce` are as for `Lease`."""
+
+    def __init__(self, request: bus_pb2.Subscribe, nonce: int, now: float) -> None:
+        self._ledger = Ledger()
+        self._lease = Lease(request, nonce, self._ledger, now)
+        self._ignored = 0
+
+    @property
+    def held(self) -> bool:
+        """Whether a lease stands."""
+        return self._lease.held
+
+    @property
+    def refusal(self) -> Optional[Reason]:
+        """The newest refusal since the last lease."""
+        return self._lease.refusal
+
+    @property
+    def refused(self) -> Optional[Reason]:
+        """Why the bus refused for good; nothing more will come."""
+        return self._lease.refused
+
+    @property
+    def transmit_at(self) -> float:
+        """When `poll_transmit` has something next."""
+        return self._lease.transmit_at
+
+    def poll_transmit(self, now: float) -> Optional[bytes]:
+        """The datagram that is due, or nothing."""
+        return self._lease.poll_transmit(now)
+
+    def handle_datagram(self, now: float, origin: Origin, datagram: bytes) -> list[Event]:
+        """Takes what arrived; gives the events that are in it for this subscription."""
+        try:
+            frame = bus_pb2.Frame.FromString(datagram)
+        except DecodeError:
+            self._ignored += 1
+            return []
+        answered = origin is Origin.BUS and self._lease.handle_answer(now, frame)
+        if self._is_of_flow(frame):
+            return self._take_events(frame)
+        self._ignored += not answered
+        return []
+
+    def close(self) -> Optional[bytes]:
+        """Ends it; what it returns is to be sent once."""
+        return self._lease.close()
+
+    def stats(self) -> SubscriptionStats:
+        """The counts so far."""
+        return SubscriptionStats(
+            *self._ledger.total(),
+            lapses=self._lease.lapses,
+            bus_restarts=self._lease.bus_restarts,
+            ignored=self._ignored,
+        )
+
+    def _is_of_flow(self, frame: bus_pb2.Frame) -> bool:
+        """A bus sends events from a socket of its own, so it is known by its id."""
+        return (
+            frame.HasField("stamp")
+            and frame.stamp.sender == self._lease.bus
+            and not self._lease.ended
+        )
+
+    def _take_events(self, frame: bus_pb2.Frame) -> list[Event]:
+        stamp = frame.stamp
+        weight = _event_weight(stamp.weight)
+        events = [
+            Event(
+                event.topic,
+                event.payload,
+                event.key,
+                event.time_unix_nano,
+                dict(event.attributes),
+                weight,
+            )
+            for event in frame.events
+        ]
+        self._ledger.record(stamp.sequence, stamp.dropped, len(events))
+        return events
+
+
+def _event_weight(weight: float) -> float:
+    """Anything that is no number of at least one stands for one."""
+    return weight if math.isfinite(weight) and weight > 1.0 else 1.0

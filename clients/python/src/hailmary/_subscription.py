@@ -1,0 +1,253 @@
+"""Subscribes at a bus and hands its events over, one after the other.
+
+Owns what the caller sees: the arguments, the iterator, the errors. What is said
+to the bus is in `_lease`, what is counted in `_flow`, the socket in `_receiver`.
+All of it happens in the thread that asks for the next event.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import secrets
+import time
+from collections import deque
+from types import TracebackType
+from typing import Optional
+
+from ._address import parse, resolve
+from ._event import Event
+from ._lease import Reason
+from ._receiver import Receiver
+from ._session import Session, SubscriptionStats
+from ._topic import check_pattern
+from ._wire import bus_pb2
+
+_NAME = re.compile(r"[A-Za-z0-9._-]{0,64}")
+_UINT32_MAX = 2**32 - 1
+
+# What a request may have before cookie, report, nonce and padding are added,
+# which take less than the rest of a datagram of 65,507 bytes.
+_REQUEST_BYTES_MAX = 65_000
+
+# How many datagrams a call still looks at once its time is over, so that the
+# bus's answers do not hide events behind them, and a flood of strangers'
+# datagrams does not hold the caller.
+_OVERTIME_DATAGRAMS_MAX = 64
+
+
+class Refused(Exception):
+    """The bus refuses the subscription, and asking again would not help."""
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(reason.value)
+        self.reason = reason
+        """Why."""
+
+
+def subscribe(
+    *patterns: str,
+    address: Optional[str] = None,
+    name: str = "",
+    group: str = "",
+    sample: float = 0.0,
+    events_per_second: int = 0,
+    lease_ms: int = 0,
+    max_frame_bytes: int = 0,
+    timeout: Optional[float] = None,
+) -> Subscription:
+    """Subscribes to the topics that match any of the patterns.
+
+    Returns once the bus has granted a lease, so what is published from then on
+    is for this subscription. A bus that is not there yet is waited for: for
+    ever, or for `timeout` seconds.
+
+    - `address`: as for `Publisher`; a name is looked up once, here.
+    - `name`: what the bus's metrics call the subscriber, `[A-Za-z0-9._-]{1,64}`.
+    - `group`: of the subscribers of one group, each event goes to one.
+    - `sample`: the share of events to get, between 0 and 1; 0 is all.
+    - `events_per_second`: the bus drops what exceeds it; 0 is no limit.
+    - `lease_ms`: the wanted lease, 0 for the bus's default. The bus may grant less.
+    - `max_frame_bytes`: the largest datagram to get; 0 leaves it to the bus.
+
+    Raises `ValueError` or `TypeError` for arguments that the bus would refuse,
+    `Refused` if it refuses, `TimeoutError` if there is no lease in time, and
+    `OSError` if the name has no address or the system no socket.
+    """
+    request = _request(
+        patterns, name, group, sample, events_per_second, lease_ms, max_frame_bytes
+    )
+    subscription = Subscription(request, Receiver(resolve(parse(address))))
+    try:
+        subscription._await_lease(timeout)
+    except BaseException:
+        subscription.close()
+        raise
+    return subscription
+
+
+class Subscription:
+    """An iterator of events; made by `subscribe()`.
+
+    The lease is renewed while the iterator is advanced, and only then. If it is
+    not advanced for longer than a lease, the bus forgets the subscription:
+    `stats().lapses` counts it. The next advance asks for a new lease, hands over
+    what is still in the socket, and goes on with what comes.
+
+    It belongs to one thread and to the process that made it. A signal handler
+    of that thread may `close()` it, which ends the iteration.
+    """
+
+    def __init__(self, request: bus_pb2.Subscribe, receiver: Receiver) -> None:
+        self._session = Session(request, secrets.randbits(64), time.monotonic())
+        self._receiver = receiver
+        self._ready: deque[Event] = deque()
+        self._process = os.getpid()
+
+    def recv(self, timeout: Optional[float] = None) -> Optional[Event]:
+        """The next event; `None` if none came within `timeout` seconds, or the
+        subscription is closed. Waits for ever by default.
+
+        Raises `Refused` if the bus no longer allows the subscription.
+        """
+        if self._ready and time.monotonic() < self._session.transmit_at:
+            return self._ready.popleft()
+        give_up_at = _deadline(timeout)
+        overtime = 0
+        while True:
+            now = time.monotonic()
+            self._transmit(now)
+            if self._ready:
+                return self._ready.popleft()
+            if self.closed or overtime > _OVERTIME_DATAGRAMS_MAX:
+                return None
+            if self._receive(now):
+                overtime += now >= give_up_at
+            elif now >= give_up_at:
+                return None
+            else:
+                self._wait(give_up_at, now)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed, or refused by the bus."""
+        return self._receiver.closed
+
+    def stats(self) -> SubscriptionStats:
+        """The counts so far. Of `received`, at most one datagram's events are
+        still to be handed over."""
+        return self._session.stats()
+
+    def close(self) -> None:
+        """Ends the subscription and tells the bus. Events that were received
+        and not yet handed over still are."""
+        if self.closed:
+            return
+        farewell = self._session.close()
+        # In a child after a fork, the subscription is still the parent's.
+        if farewell is not None and self._process == os.getpid():
+            self._receiver.send(farewell)
+        self._receiver.close()
+
+    def __iter__(self) -> Subscription:
+        return self
+
+    def __next__(self) -> Event:
+        event = self.recv()
+        if event is None:
+            raise StopIteration
+        return event
+
+    def __enter__(self) -> Subscription:
+        return self
+
+    def __exit__(
+        self,
+        kind: Optional[type[BaseException]],
+        error: Optional[BaseException],
+        traceback: Optional[TracebackType],
+    ) -> None:
+        self.close()
+
+    def _await_lease(self, timeout: Optional[float]) -> None:
+        give_up_at = _deadline(timeout)
+        while not self._session.held:
+            now = time.monotonic()
+            self._transmit(now)
+            received = self._receive(now)
+            if now >= give_up_at and not self._session.held:
+                raise TimeoutError(self._why_no_lease())
+            if not received:
+                self._wait(give_up_at, now)
+
+    def _wait(self, give_up_at: float, now: float) -> None:
+        self._receiver.wait(min(give_up_at, self._session.transmit_at) - now)
+
+    def _why_no_lease(self) -> str:
+        if self._session.refusal is not None:
+            return self._session.refusal.value
+        unsent = self._receiver.unsent
+        return "no answer from the bus" + (f" (not sent: {unsent})" if unsent else "")
+
+    def _transmit(self, now: float) -> None:
+        if now >= self._session.transmit_at:
+            request = self._session.poll_transmit(now)
+            if request is not None:
+                self._receiver.send(request)
+
+    def _receive(self, now: float) -> bool:
+        """Takes one datagram from the socket; says whether there was one."""
+        received = self._receiver.receive()
+        if received is None:
+            return False
+        datagram, origin = received
+        self._ready.extend(self._session.handle_datagram(now, origin, datagram))
+        reason = self._session.refused
+        if reason is not None:
+            self.close()
+            raise Refused(reason)
+        return True
+
+
+def _deadline(timeout: Optional[float]) -> float:
+    return math.inf if timeout is None else time.monotonic() + timeout
+
+
+def _request(
+    patterns: tuple[str, ...],
+    name: str,
+    group: str,
+    sample: float,
+    events_per_second: int,
+    lease_ms: int,
+    max_frame_bytes: int,
+) -> bus_pb2.Subscribe:
+    if not patterns:
+        raise ValueError("subscribe() needs a pattern; '>' stands for every topic")
+    for pattern in patterns:
+        check_pattern(pattern)
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r:.100} is no name: 1 to 64 of A-Z a-z 0-9 . _ -")
+    if not 0.0 <= sample <= 1.0:
+        raise ValueError(f"sample is from 0 to 1, not {sample}")
+    _check_uint32("events_per_second", events_per_second)
+    _check_uint32("lease_ms", lease_ms)
+    _check_uint32("max_frame_bytes", max_frame_bytes)
+    request = bus_pb2.Subscribe(
+        topics=patterns,
+        group=group,
+        name=name,
+        lease_ms=lease_ms,
+        max_frame_bytes=max_frame_bytes,
+        sample=sample,
+        events_per_second=events_per_second,
+    )
+    if request.ByteSize() > _REQUEST_BYTES_MAX:
+        raise ValueError("patterns and group do not fit into a datagram")
+    return request
+
+
+def _check_uint32(argument: str, value: int) -> None:
+    if not 0 <= value <= _UINT32_MAX:
+        raise ValueError(f"{argument} is from 0 to {_UINT32_MAX}, not {value}")

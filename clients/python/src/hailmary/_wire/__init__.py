@@ -1,0 +1,1 @@
+"""The wire contract, generated. `tools/generate_stubs.py` makes it anew."""

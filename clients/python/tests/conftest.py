@@ -1,0 +1,6 @@
+"""Makes the tools importable for the test of the stubs."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
