@@ -1,10 +1,6 @@
 //! The whole program, as a user runs it: real processes, real sockets, real HTTP.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    reason = "tests"
-)]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
 mod support;
 

@@ -18,7 +18,9 @@ fn the_python_client_passes_its_tests() {
     let client = root.join("clients/python");
     let environment = Path::new(env!("CARGO_TARGET_TMPDIR")).join("python");
     if !environment.join("bin/python").exists() {
-        run(Command::new("python3").args(["-m", "venv"]).arg(&environment));
+        run(Command::new("python3")
+            .args(["-m", "venv"])
+            .arg(&environment));
     }
     let python = environment.join("bin/python");
     let package = format!("{}[test]", client.display());

@@ -591,3 +591,6 @@ fn nonzero(random: &mut Random) -> u64 {
     let [a, b, c, d, e, f, g, h, ..] = random();
     u64::from_le_bytes([a, b, c, d, e, f, g, h]).max(1)
 }
+
+#[cfg(test)]
+mod tests;

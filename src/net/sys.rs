@@ -1,5 +1,5 @@
 //! The one home of system calls that no library wraps: batches of datagrams, socket options,
-//! a finer sleep. Its face is safe; all of the crate's `unsafe` is in [`batch`] and here.
+//! a finer sleep. Its face is safe; all of the crate's `unsafe` is here and in the modules below.
 //!
 //! Where there is no `recvmmsg` (or with the feature `portable`) a module of the same face
 //! takes and sends datagrams one by one.

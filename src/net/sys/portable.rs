@@ -77,8 +77,9 @@ impl ReceiveRing {
         self.slots.iter().take(self.taken).map(|slot| {
             let filled = slot.buffer.get(..slot.length).unwrap_or_default();
             Received {
-                // SAFETY: every byte of the buffer was initialised when it was made.
-                bytes: unsafe { filled.assume_init_ref() },
+                // SAFETY: every byte of the buffer was initialised when it was made, and
+                // `MaybeUninit<u8>` is laid out as `u8`.
+                bytes: unsafe { std::slice::from_raw_parts(filled.as_ptr().cast(), filled.len()) },
                 source: match &slot.source {
                     Address::Ip(ip) => Source::Ip(*ip),
                     Address::Unix(path) => Source::Unix(path),

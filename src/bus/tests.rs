@@ -1,0 +1,528 @@
+//! The core as its caller drives it: datagrams and times in, copies and answers out.
+
+use super::*;
+use access::{Effect, Rule, Rules};
+use hailmary_proto::v1::refusal::Reason;
+use hailmary_proto::v1::{Challenge, Event, Frame, Lease, Stamp, Subscribe, Unsubscribe};
+use hailmary_proto::write::{UNPROVEN_REQUEST_BYTES_MIN, pad};
+use proptest::prelude::*;
+
+fn everybody() -> Rules {
+    Rules(vec![Rule {
+        from: vec!["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()],
+        topics: vec![">".to_owned()],
+        effect: Effect::Allow,
+    }])
+}
+
+fn settings() -> Settings {
+    Settings {
+        access: Access {
+            publish: everybody(),
+            subscribe: everybody(),
+        },
+        leases: LeaseLimits {
+            leases_max: 6,
+            leases_per_origin_max: 4,
+            patterns_max: 3,
+            lease_ms: 30_000,
+            lease_ms_max: 300_000,
+        },
+        leased_series_max: 2,
+        subscribers: Vec::new(),
+        topic_policies: Vec::new(),
+    }
+}
+
+fn bus_of(settings: Settings) -> Bus {
+    let mut counter = 0_u8;
+    let random = move || {
+        counter += 1;
+        [counter; 16]
+    };
+    Bus::new(settings, Duration::ZERO, Box::new(random))
+}
+
+fn bus() -> Bus {
+    bus_of(settings())
+}
+
+const T0: Duration = Duration::from_secs(1_000);
+const HERE: &str = "127.0.0.1:1000";
+
+fn subscribe(topics: &[&str], cookie: &[u8]) -> Subscribe {
+    Subscribe {
+        topics: topics.iter().map(|&topic| topic.to_owned()).collect(),
+        cookie: cookie.to_vec(),
+        nonce: 5,
+        ..Subscribe::default()
+    }
+}
+
+fn padded(control: Control) -> Vec<u8> {
+    let mut frame = Frame {
+        control: Some(control),
+        ..Frame::default()
+    };
+    pad(&mut frame, UNPROVEN_REQUEST_BYTES_MIN);
+    frame.encode_to_vec()
+}
+
+/// One datagram and everything that follows but its copies.
+fn ask(
+    bus: &mut Bus,
+    now: Duration,
+    from: &str,
+    datagram: &[u8],
+) -> (Vec<LeaseEvent>, Option<Control>) {
+    let source = Source::Ip(from.parse().unwrap());
+    let arrival = Arrival {
+        source,
+        listener: 0,
+        unix_nano: 0,
+    };
+    bus.handle_datagram(arrival, datagram, &mut EventTally::default())
+        .unwrap();
+    let mut events = Vec::new();
+    bus.handle_controls(now, &mut events);
+    let answer = bus.poll_answer();
+    assert_eq!(bus.poll_answer(), None);
+    if let Some(answer) = &answer {
+        assert_eq!(answer.to, Address::Ip(from.parse().unwrap()));
+    }
+    let decode = |answer: Answer| Frame::decode(&*answer.datagram).unwrap().control.unwrap();
+    (events, answer.map(decode))
+}
+
+fn challenged(bus: &mut Bus, now: Duration, from: &str, request: Subscribe) -> Vec<u8> {
+    match ask(bus, now, from, &padded(Control::Subscribe(request))) {
+        (events, Some(Control::Challenge(Challenge { cookie, nonce: 5 }))) => {
+            assert_eq!(events, [LeaseEvent::Challenged]);
+            cookie
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+fn leased(bus: &mut Bus, now: Duration, from: &str, topics: &[&str]) -> Lease {
+    let cookie = challenged(bus, now, from, subscribe(topics, b""));
+    granted(bus, now, from, subscribe(topics, &cookie))
+}
+
+fn granted(bus: &mut Bus, now: Duration, from: &str, request: Subscribe) -> Lease {
+    match ask(bus, now, from, &padded(Control::Subscribe(request))).1 {
+        Some(Control::Lease(lease)) => lease,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn refusal(bus: &mut Bus, now: Duration, from: &str, request: Control) -> Reason {
+    match ask(bus, now, from, &padded(request)).1 {
+        Some(Control::Refusal(refusal)) => refusal.reason(),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn frame_of(topics: &[&str]) -> Vec<u8> {
+    let event = |topic: &&str| Event {
+        topic: (*topic).to_owned(),
+        ..Event::default()
+    };
+    Frame {
+        events: topics.iter().map(event).collect(),
+        ..Frame::default()
+    }
+    .encode_to_vec()
+}
+
+/// Publishes and gives the frames that would be sent: to whom, and what.
+fn publish(bus: &mut Bus, datagram: &[u8], tally: &mut EventTally) -> Vec<(SubscriberId, Frame)> {
+    let source = Source::Ip("127.0.0.1:9".parse().unwrap());
+    let arrival = Arrival {
+        source,
+        listener: 0,
+        unix_nano: 0,
+    };
+    bus.handle_datagram(arrival, datagram, tally).unwrap();
+    let mut sent = Vec::new();
+    let mut copies = Vec::new();
+    loop {
+        // Two at a time, so that the place where one left off matters.
+        bus.poll_copies(&mut copies, 2);
+        if copies.is_empty() {
+            break;
+        }
+        for copy in &copies {
+            let datagram = [copy.stamp(), bus.body(copy)].concat();
+            let frame = Frame::decode(&*datagram).unwrap();
+            assert_eq!(frame.events.len(), copy.events as usize);
+            sent.push((copy.subscriber, frame));
+        }
+    }
+    bus.end_frames();
+    sent
+}
+
+#[test]
+fn a_lease_takes_a_proven_address_and_ends_in_time() {
+    let mut bus = bus();
+    let lease = leased(&mut bus, T0, HERE, &["a.>"]);
+    assert_eq!(
+        (lease.bus, lease.lease_ms, lease.nonce),
+        (bus.id(), 30_000, 5)
+    );
+    assert_eq!(bus.poll_timeout(), Some(T0 + Duration::from_secs(30)));
+    let sent = publish(
+        &mut bus,
+        &frame_of(&["a.b", "b", "a.c"]),
+        &mut EventTally::default(),
+    );
+    assert_eq!(sent.len(), 1, "both events in one frame");
+    assert_eq!(sent[0].1.events.len(), 2);
+
+    let renewed_at = T0 + Duration::from_secs(20);
+    granted(
+        &mut bus,
+        renewed_at,
+        HERE,
+        subscribe(&["a.>"], &lease.cookie),
+    );
+    let mut events = Vec::new();
+    bus.handle_timeout(T0 + Duration::from_secs(30), &mut events);
+    assert_eq!(events, [], "renewed");
+    bus.handle_timeout(renewed_at + Duration::from_secs(30), &mut events);
+    assert!(matches!(events[..], [LeaseEvent::Expired(_)]));
+    let mut tally = EventTally::default();
+    assert_eq!(publish(&mut bus, &frame_of(&["a.b"]), &mut tally), []);
+    assert_eq!((tally.unmatched, tally.copies), (1, 0));
+    assert_eq!(bus.poll_timeout(), None);
+}
+
+#[test]
+fn a_cookie_that_is_old_foreign_or_bent_proves_nothing() {
+    let mut bus = bus();
+    let topics = &["a"];
+    let cookie = challenged(&mut bus, T0, HERE, subscribe(topics, b""));
+    let late = T0 + limits::CHALLENGE_AGE_MAX + Duration::from_millis(1);
+    challenged(&mut bus, late, HERE, subscribe(topics, &cookie));
+    challenged(&mut bus, T0, "127.0.0.1:1001", subscribe(topics, &cookie));
+    challenged(&mut bus, T0, "127.0.0.2:1000", subscribe(topics, &cookie));
+    let mut bent = cookie.clone();
+    bent[12] ^= 1;
+    challenged(&mut bus, T0, HERE, subscribe(topics, &bent));
+    let foreign = challenged(
+        &mut bus_of(Settings {
+            leased_series_max: 0,
+            ..settings()
+        }),
+        T0 / 2,
+        HERE,
+        subscribe(topics, b""),
+    );
+    // Of a bus with the same seed, so the same key: only its time is another.
+    assert_ne!(foreign, cookie);
+    assert_eq!(bus.subscribers().leases(), 0, "nothing kept of any of them");
+}
+
+#[test]
+fn a_lapsed_subscriber_is_challenged_again() {
+    let mut bus = bus();
+    let lease = leased(&mut bus, T0, HERE, &["a"]);
+    let late = T0 + Duration::from_secs(31);
+    bus.handle_timeout(late, &mut Vec::new());
+    challenged(&mut bus, late, HERE, subscribe(&["a"], &lease.cookie));
+}
+
+#[test]
+fn a_renewal_may_want_other_topics() {
+    let mut bus = bus();
+    let lease = leased(&mut bus, T0, HERE, &["a"]);
+    granted(&mut bus, T0, HERE, subscribe(&["b"], &lease.cookie));
+    let sent = publish(&mut bus, &frame_of(&["a", "b"]), &mut EventTally::default());
+    assert_eq!(sent[0].1.events[0].topic, "b");
+    assert_eq!(sent[0].1.events.len(), 1);
+}
+
+#[test]
+fn a_lease_is_given_back_by_its_holder_alone() {
+    let mut bus = bus();
+    let lease = leased(&mut bus, T0, HERE, &["a"]);
+    let release = |cookie: &[u8]| {
+        Control::Unsubscribe(Unsubscribe {
+            cookie: cookie.to_vec(),
+            nonce: 5,
+        })
+    };
+    assert_eq!(
+        refusal(&mut bus, T0, "127.0.0.1:7", release(&lease.cookie)),
+        Reason::UnknownLease
+    );
+    assert_eq!(
+        refusal(&mut bus, T0, HERE, release(b"guess")),
+        Reason::UnknownLease
+    );
+    let (events, answer) = ask(&mut bus, T0, HERE, &padded(release(&lease.cookie)));
+    assert!(matches!(events[..], [LeaseEvent::Released(_)]) && answer.is_none());
+    assert_eq!(bus.poll_timeout(), None);
+}
+
+#[test]
+fn what_cannot_be_granted_is_refused_with_its_reason() {
+    let mut bus = bus();
+    let request = |change: fn(&mut Subscribe)| {
+        let mut request = subscribe(&["a"], b"");
+        change(&mut request);
+        request
+    };
+    for (wrong, reason) in [
+        (
+            request(|r| r.topics = vec!["a.>.b".to_owned()]),
+            Reason::BadTopic,
+        ),
+        (request(|r| r.topics.clear()), Reason::BadRequest),
+        (
+            request(|r| r.topics = vec!["a".to_owned(); 4]),
+            Reason::BadRequest,
+        ),
+        (request(|r| r.name = "a b".to_owned()), Reason::BadRequest),
+        (request(|r| r.sample = f64::NAN), Reason::BadRequest),
+        (request(|r| r.sample = 7.0), Reason::BadRequest),
+        (request(|r| r.max_frame_bytes = 10), Reason::BadRequest),
+    ] {
+        let cookie = challenged(&mut bus, T0, HERE, wrong.clone());
+        let proven = Control::Subscribe(Subscribe { cookie, ..wrong });
+        assert_eq!(refusal(&mut bus, T0, HERE, proven), reason);
+    }
+    assert_eq!(bus.subscribers().leases(), 0);
+}
+
+#[test]
+fn full_refuses_and_evicts_nobody() {
+    let mut bus = bus();
+    let full = |bus: &mut Bus, from: &str| {
+        let cookie = challenged(bus, T0, from, subscribe(&["a"], b""));
+        let proven = Control::Subscribe(subscribe(&["a"], &cookie));
+        assert_eq!(refusal(bus, T0, from, proven), Reason::Full);
+    };
+    for port in 1..=4 {
+        leased(&mut bus, T0, &format!("10.0.0.1:{port}"), &["a"]);
+    }
+    full(&mut bus, "10.0.0.1:5");
+    for port in 1..=2 {
+        leased(&mut bus, T0, &format!("10.0.0.2:{port}"), &["a"]);
+    }
+    full(&mut bus, "10.0.0.3:1");
+    assert_eq!(
+        publish(&mut bus, &frame_of(&["a"]), &mut EventTally::default()).len(),
+        6
+    );
+}
+
+#[test]
+fn an_unproven_address_gets_no_more_bytes_than_it_sent() {
+    let mut bus = bus();
+    let request = Control::Subscribe(subscribe(&["a"], b""));
+    let short = Frame {
+        control: Some(request),
+        ..Frame::default()
+    }
+    .encode_to_vec();
+    assert_eq!(
+        ask(&mut bus, T0, HERE, &short),
+        (vec![LeaseEvent::Unanswered], None)
+    );
+    let ping = Control::Ping(v1::Ping { nonce: 1 });
+    let short = Frame {
+        control: Some(ping),
+        ..Frame::default()
+    }
+    .encode_to_vec();
+    assert_eq!(ask(&mut bus, T0, HERE, &short), (vec![], None));
+}
+
+#[test]
+fn who_may_not_is_told_or_dropped() {
+    let nobody = Access::default();
+    let mut bus = bus_of(Settings {
+        access: nobody,
+        ..settings()
+    });
+    let request = Control::Subscribe(subscribe(&["a"], b""));
+    assert_eq!(refusal(&mut bus, T0, HERE, request), Reason::NotAllowed);
+    let source = Source::Ip(HERE.parse().unwrap());
+    let arrival = Arrival {
+        source,
+        listener: 0,
+        unix_nano: 0,
+    };
+    let mut tally = EventTally::default();
+    let dropped = bus.handle_datagram(arrival, &frame_of(&["a"]), &mut tally);
+    assert_eq!((dropped, tally.events), (Err(FrameDrop::NotAllowed), 0));
+}
+
+#[test]
+fn a_pattern_that_overlaps_gets_what_it_may_see_alone() {
+    let mut some = everybody();
+    some.0[0].topics = vec!["open.>".to_owned()];
+    let access = Access {
+        publish: everybody(),
+        subscribe: some,
+    };
+    let mut bus = bus_of(Settings {
+        access,
+        ..settings()
+    });
+    leased(&mut bus, T0, HERE, &[">"]);
+    let sent = publish(
+        &mut bus,
+        &frame_of(&["open.a", "secret.a"]),
+        &mut EventTally::default(),
+    );
+    assert_eq!(sent.len(), 1);
+    assert_eq!(sent[0].1.events[0].topic, "open.a");
+    assert_eq!(sent[0].1.events.len(), 1);
+}
+
+#[test]
+fn stamps_count_what_went_and_what_was_dropped() {
+    let mut bus = bus();
+    leased(&mut bus, T0, HERE, &["a"]);
+    let source = Source::Ip(HERE.parse().unwrap());
+    let arrival = Arrival {
+        source,
+        listener: 0,
+        unix_nano: 0,
+    };
+    let mut stamps = Vec::new();
+    for is_dropped in [false, true, false] {
+        bus.handle_datagram(arrival, &frame_of(&["a", "a"]), &mut EventTally::default())
+            .unwrap();
+        let mut copies = Vec::new();
+        bus.poll_copies(&mut copies, 9);
+        let stamp = Frame::decode(copies[0].stamp()).unwrap().stamp.unwrap();
+        stamps.push((stamp.sequence, stamp.dropped));
+        if is_dropped {
+            bus.handle_dropped(&copies[0]);
+        }
+        bus.end_frames();
+    }
+    assert_eq!(stamps, [(0, 0), (2, 0), (4, 2)]);
+}
+
+#[test]
+fn frames_are_filled_to_the_subscribers_size_and_too_large_ones_marked() {
+    let mut bus = bus();
+    let request = |cookie: Vec<u8>| Subscribe {
+        max_frame_bytes: 600,
+        ..subscribe(&["a"], &cookie)
+    };
+    let cookie = challenged(&mut bus, T0, HERE, request(Vec::new()));
+    granted(&mut bus, T0, HERE, request(cookie));
+    let event = |bytes| Event {
+        topic: "a".to_owned(),
+        payload: vec![0; bytes],
+        ..Event::default()
+    };
+    let events = vec![event(200), event(200), event(200), event(700), event(200)];
+    let datagram = Frame {
+        events,
+        ..Frame::default()
+    }
+    .encode_to_vec();
+    let source = Source::Ip(HERE.parse().unwrap());
+    let arrival = Arrival {
+        source,
+        listener: 0,
+        unix_nano: 0,
+    };
+    bus.handle_datagram(arrival, &datagram, &mut EventTally::default())
+        .unwrap();
+    let mut copies = Vec::new();
+    bus.poll_copies(&mut copies, 9);
+    let shape: Vec<_> = copies
+        .iter()
+        .map(|copy| (copy.events, copy.is_sendable))
+        .collect();
+    assert_eq!(shape, [(2, true), (1, true), (1, false), (1, true)]);
+}
+
+#[test]
+fn only_the_hop_limit_stops_a_frame() {
+    let mut bus = bus();
+    leased(&mut bus, T0, HERE, &["a"]);
+    let event = Event {
+        topic: "a".to_owned(),
+        ..Event::default()
+    };
+    let with_hops = |hops| Frame {
+        events: vec![event.clone()],
+        stamp: Some(Stamp {
+            hops,
+            ..Stamp::default()
+        }),
+        ..Frame::default()
+    };
+    let last = with_hops(limits::HOPS_MAX - 1).encode_to_vec();
+    let sent = publish(&mut bus, &last, &mut EventTally::default());
+    assert_eq!(sent[0].1.stamp.unwrap().hops, limits::HOPS_MAX);
+    let source = Source::Ip(HERE.parse().unwrap());
+    let arrival = Arrival {
+        source,
+        listener: 0,
+        unix_nano: 0,
+    };
+    let over = with_hops(u32::MAX).encode_to_vec();
+    let dropped = bus.handle_datagram(arrival, &over, &mut EventTally::default());
+    assert_eq!(dropped, Err(FrameDrop::Hops));
+}
+
+proptest! {
+    #[test]
+    fn every_event_and_copy_ends_once_and_in_order(
+        wants in prop::collection::vec(prop::collection::vec("[ab*](\\.[ab>])?", 1..3), 0..4),
+        frames in prop::collection::vec(prop::collection::vec("[abc.]{0,3}", 0..6), 1..20),
+    ) {
+        let legal = |pattern: &&String| hailmary_proto::topic::check_pattern(pattern.as_bytes()).is_ok();
+        let mut bus = bus();
+        for (patterns, port) in wants.iter().zip(1..) {
+            let patterns: Vec<_> = patterns.iter().filter(legal).map(String::as_str).collect();
+            if !patterns.is_empty() {
+                leased(&mut bus, T0, &format!("127.0.0.1:{port}"), &patterns);
+            }
+        }
+        let mut tally = EventTally::default();
+        for topics in &frames {
+            let topics: Vec<_> = topics.iter().map(String::as_str).collect();
+            let before = tally.copies;
+            let sent = publish(&mut bus, &frame_of(&topics), &mut tally);
+            let copies: usize = sent.iter().map(|(_, frame)| frame.events.len()).sum();
+            prop_assert_eq!(copies as u64, tally.copies - before);
+            for (id, subscriber) in bus.subscribers().iter() {
+                let wanted = |topic: &&&str| subscriber.topics.iter().any(|pattern| {
+                    hailmary_proto::topic::check_topic(topic.as_bytes()).is_ok()
+                        && hailmary_proto::topic::matches(pattern.as_bytes(), topic.as_bytes())
+                });
+                // Order holds for each topic; sets may pass each other.
+                for topic in topics.iter().filter(wanted) {
+                    let expected = topics.iter().filter(|other| *other == topic).count();
+                    let got = sent.iter().filter(|(to, _)| *to == id)
+                        .flat_map(|(_, frame)| &frame.events)
+                        .filter(|event| event.topic == **topic).count();
+                    prop_assert_eq!(got, expected);
+                }
+            }
+        }
+        prop_assert_eq!(tally.events, tally.bad_topic + tally.not_allowed + tally.unmatched + tally.matched);
+    }
+
+    #[test]
+    fn no_datagram_makes_the_core_panic(datagrams in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..200), 0..20)) {
+        let mut bus = bus();
+        let source = Source::Ip(HERE.parse().unwrap());
+        let arrival = Arrival { source, listener: 0, unix_nano: 0 };
+        for datagram in datagrams {
+            let _ = bus.handle_datagram(arrival, &datagram, &mut EventTally::default());
+            bus.handle_controls(T0, &mut Vec::new());
+        }
+    }
+}
