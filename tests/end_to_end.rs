@@ -270,7 +270,8 @@ fn a_ping_tells_a_publisher_what_came() {
         }
         other => panic!("{other:?}"),
     }
-    assert_eq!(bus.metric("ingress_lost_events_total"), 4);
+    let page = bus.wait_for_metric("ingress_lost_events_total", 1);
+    assert_eq!(value(&page, "ingress_lost_events_total"), 4);
 }
 
 #[test]

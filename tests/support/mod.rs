@@ -107,11 +107,6 @@ impl Serving {
         }
     }
 
-    /// One metric's value, labels included in the name.
-    pub fn metric(&self, name: &str) -> u64 {
-        value(&self.get("/metrics"), name)
-    }
-
     /// Scrapes till a metric has reached a value.
     pub fn wait_for_metric(&self, name: &str, least: u64) -> String {
         self.wait_for("/metrics", |page| value(page, name) >= least)
