@@ -26,6 +26,9 @@ pub enum Malformed {
     /// A varint does not end, or has more than 64 bits.
     #[error("a varint does not end, or has more than 64 bits")]
     Varint,
+    /// A key or a length has more than 5 bytes, which not every protobuf library reads.
+    #[error("a key or a length is padded to more than 5 bytes")]
+    Padded,
     /// A field's key has the number 0, a wire type that does not exist, or more than 32 bits.
     #[error("a field's key has no number, no known wire type or too many bits")]
     Key,
@@ -116,7 +119,7 @@ impl Decoder {
         let mut cursor = Cursor::new(datagram);
         while !cursor.is_at_end() {
             let start = cursor.at();
-            match cursor.varint()? {
+            match cursor.short_varint()? {
                 key::FRAME_EVENT => self.read_event(start, &mut cursor)?,
                 key::FRAME_STAMP => {
                     let fields = cursor.delimited()?;
@@ -178,7 +181,7 @@ impl Decoder {
 #[inline(always)]
 fn merge_stamp(stamp: &mut v1::Stamp, mut fields: Cursor<'_>) -> Result<(), Malformed> {
     while !fields.is_at_end() {
-        match fields.varint()? {
+        match fields.short_varint()? {
             key::STAMP_SENDER => stamp.sender = fields.fixed64()?,
             key::STAMP_SEQUENCE => stamp.sequence = fields.varint()?,
             key::STAMP_DROPPED => stamp.dropped = fields.varint()?,
@@ -263,7 +266,7 @@ impl EventSpans {
     /// Reads one field, whichever it is.
     #[cold]
     fn read_field(&mut self, mut fields: Cursor<'_>) -> Result<usize, Malformed> {
-        match field(fields.varint()?)? {
+        match field(fields.short_varint()?)? {
             (1, WireType::Delimited) => self.topic = fields.text()?.span(),
             (2, WireType::Delimited) => self.payload = fields.delimited()?.span(),
             (3, WireType::Delimited) => self.key = fields.delimited()?.span(),
@@ -283,7 +286,7 @@ impl EventSpans {
 fn read_attribute(mut fields: Cursor<'_>) -> Result<(&[u8], &[u8]), Malformed> {
     let (mut name, mut value) = Default::default();
     while !fields.is_at_end() {
-        match fields.varint()? {
+        match fields.short_varint()? {
             key::ATTRIBUTE_NAME => name = fields.text()?.rest(),
             key::ATTRIBUTE_VALUE => value = fields.text()?.rest(),
             other => fields.go_on_at(skip_unknown(other, fields, 2, LEVELS_MAX - 2)?),
@@ -403,7 +406,7 @@ impl<'a> EventView<'a> {
     /// times: its last value is the one that counts.
     pub fn attributes(&self) -> impl Iterator<Item = (&'a str, &'a str)> + Clone + use<'a> {
         let mut field = Cursor::new(self.slice);
-        let fields = field.varint().and_then(|_| field.delimited());
+        let fields = field.short_varint().and_then(|_| field.delimited());
         Attributes {
             fields: fields.unwrap_or(field),
         }
@@ -420,7 +423,7 @@ struct Attributes<'a> {
 impl<'a> Attributes<'a> {
     fn read_next(&mut self) -> Result<Option<(&'a str, &'a str)>, Malformed> {
         while !self.fields.is_at_end() {
-            let (number, wire_type) = field(self.fields.varint()?)?;
+            let (number, wire_type) = field(self.fields.short_varint()?)?;
             if number == ATTRIBUTE_NUMBER {
                 let (name, value) = read_attribute(self.fields.delimited()?)?;
                 return Ok(Some((text(name), text(value))));

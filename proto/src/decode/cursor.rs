@@ -13,6 +13,11 @@ pub(super) const LEVELS_MAX: usize = 100;
 /// The most bytes of a varint: 64 bits, 7 a byte.
 const VARINT_BYTES_MAX: usize = 10;
 
+/// The most bytes of a key or a length: 32 bits, 7 a byte. prost takes longer ones, padded with
+/// zeros, where upb (Python, PHP, Ruby) refuses the frame. What the bus passes on must be a frame
+/// to all, or one publisher's event costs a subscriber the others' in the same datagram.
+const SHORT_VARINT_BYTES_MAX: usize = 5;
+
 /// A place in the datagram, in bytes from its start: half the size of a slice.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Span {
@@ -119,7 +124,18 @@ impl<'a> Cursor<'a> {
         self.bytes.get(start..self.at).unwrap_or_default()
     }
 
-    /// A varint of 64 bits, such as the key of a field: its number times 8, plus its wire type.
+    /// A key (a field's number times 8, plus its wire type) or a length.
+    #[inline(always)]
+    pub(super) fn short_varint(&mut self) -> Result<u64, Malformed> {
+        let start = self.at;
+        let value = self.varint()?;
+        if self.at - start > SHORT_VARINT_BYTES_MAX {
+            return Err(Malformed::Padded);
+        }
+        Ok(value)
+    }
+
+    /// A varint of 64 bits.
     #[inline(always)]
     pub(super) fn varint(&mut self) -> Result<u64, Malformed> {
         let low = *self.bytes.get(self.at).ok_or(Malformed::Truncated)?;
@@ -169,7 +185,7 @@ impl<'a> Cursor<'a> {
     /// A length and the bytes that it counts, as the message that they may be.
     #[inline(always)]
     pub(super) fn delimited(&mut self) -> Result<Self, Malformed> {
-        let length = self.varint()?;
+        let length = self.short_varint()?;
         let start = self.at;
         self.advance(length)?;
         let bytes = self.bytes.get(..self.at).ok_or(Malformed::Truncated)?;
@@ -227,7 +243,7 @@ impl<'a> Cursor<'a> {
         let mut open = OpenGroups::new(levels);
         open.push(first)?;
         while !open.is_empty() {
-            match field(self.varint()?)? {
+            match field(self.short_varint()?)? {
                 (number, WireType::GroupEnd) => open.pop(number)?,
                 (number, WireType::GroupStart) => open.push(number)?,
                 _ if open.is_full() => return Err(Malformed::Group),

@@ -267,7 +267,7 @@ impl Maker<'_> {
     }
 
     fn key(&mut self, number: u64, wire_type: u64, out: &mut Vec<u8>) {
-        self.varint(number << 3 | wire_type, out);
+        self.short_varint(number << 3 | wire_type, out);
     }
 
     fn delimited(&mut self, number: u64, bytes: &[u8], out: &mut Vec<u8>) {
@@ -281,7 +281,7 @@ impl Maker<'_> {
                 _ => self.draw() as u64,
             };
         }
-        self.varint(length, out);
+        self.short_varint(length, out);
         out.extend_from_slice(bytes);
     }
 
@@ -292,13 +292,19 @@ impl Maker<'_> {
             2 => 1 << self.below(64),
             _ => u64::from(self.draw()) << 28 | u64::from(self.draw()),
         };
-        self.varint(value, out);
+        self.varint(value, 10, out);
     }
 
-    /// Mostly as short as can be, at times longer, up to ten bytes; or with a fault, past that.
-    fn varint(&mut self, mut value: u64, out: &mut Vec<u8>) {
+    /// A key or a length: those that every library reads have five bytes at most.
+    fn short_varint(&mut self, value: u64, out: &mut Vec<u8>) {
+        let bytes_max = if self.is_faulty() { 10 } else { 5 };
+        self.varint(value, bytes_max, out);
+    }
+
+    /// Mostly as short as can be, at times longer; or with a fault, past the 64 bits' end.
+    fn varint(&mut self, mut value: u64, bytes_max: usize, out: &mut Vec<u8>) {
         let bytes_min = if self.below(16) == 15 {
-            1 + self.below(10)
+            1 + self.below(bytes_max)
         } else {
             1
         };

@@ -19,6 +19,8 @@ pub(crate) fn check_against_prost(decoder: &mut Decoder, datagram: &[u8]) -> Res
             frame
         }
         (Err(malformed), Err(_)) => return Err(malformed),
+        // Refused on purpose, because other libraries than prost refuse it.
+        (Err(Malformed::Padded), Ok(_)) => return Err(Malformed::Padded),
         (Ok(_), Err(error)) => panic!("prost refuses ({error}) what the view takes"),
         (Err(malformed), Ok(_)) => panic!("the view refuses ({malformed}) what prost takes"),
     };
