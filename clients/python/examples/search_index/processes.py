@@ -1,0 +1,87 @@
+"""Starts programs and reads what they print, line by line, with patience."""
+
+from __future__ import annotations
+
+import json
+import queue
+import subprocess
+import threading
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Callable, Optional, Union
+
+# Far more than any step takes: only what is broken waits for it.
+PATIENCE_SECONDS = 60.0
+
+Line = dict[str, Any]
+
+
+class Program:
+    """A process that prints a line of JSON at each step."""
+
+    def __init__(self, *command: Union[str, "object"], name: str) -> None:
+        self.name = name
+        self._process = subprocess.Popen(
+            [str(part) for part in command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            encoding="utf-8",
+        )
+        self._lines: queue.Queue[Optional[str]] = queue.Queue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def wait_for(
+        self, wanted: Callable[[Line], bool], seconds: float = PATIENCE_SECONDS
+    ) -> Line:
+        """The next line that is wanted.
+
+        Raises `TimeoutError`, or `RuntimeError` if the program ended before.
+        """
+        until = time.monotonic() + seconds
+        while True:
+            try:
+                text = self._lines.get(timeout=max(0.0, until - time.monotonic()))
+            except queue.Empty:
+                raise TimeoutError(f"{self.name} did not get on") from None
+            if text is None:
+                raise RuntimeError(f"{self.name} ended with status {self._process.wait()}")
+            line: Line = json.loads(text)
+            if wanted(line):
+                return line
+
+    def say(self, text: str) -> None:
+        """Writes a line to its input."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(text + "\n")
+        self._process.stdin.flush()
+
+    def __enter__(self) -> Program:
+        return self
+
+    def __exit__(
+        self,
+        kind: Optional[type[BaseException]],
+        error: Optional[BaseException],
+        traceback: Optional[TracebackType],
+    ) -> None:
+        """Ends it as a service manager would."""
+        self._process.terminate()
+        try:
+            self._process.wait(PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._reader.join()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._lines.put(line)
+        self._lines.put(None)
+
+
