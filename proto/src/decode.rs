@@ -12,7 +12,7 @@
 
 mod cursor;
 
-use crate::v1;
+use crate::{key, v1};
 use cursor::{Cursor, LEVELS_MAX, Span, WireType, field};
 use prost::Message;
 use thiserror::Error;
@@ -23,11 +23,11 @@ pub enum Malformed {
     /// It ends, or the message around a field ends, before the field does.
     #[error("a field reaches past the end of what it is in")]
     Truncated,
-    /// A varint has more than 64 bits.
-    #[error("a varint has more than 64 bits")]
+    /// A varint does not end, or has more than 64 bits.
+    #[error("a varint does not end, or has more than 64 bits")]
     Varint,
     /// A field's key has the number 0, a wire type that does not exist, or more than 32 bits.
-    #[error("a field's key is none")]
+    #[error("a field's key has no number, no known wire type or too many bits")]
     Key,
     /// A field of this protocol has the wire type of another.
     #[error("a field has the wrong wire type")]
@@ -35,7 +35,7 @@ pub enum Malformed {
     /// A group ends that was not begun, or groups nest too deeply.
     #[error("groups do not pair, or nest too deeply")]
     Group,
-    /// A topic or attribute is no UTF-8.
+    /// A topic or attribute is not UTF-8.
     #[error("a topic or attribute is not UTF-8")]
     Utf8,
     /// A control message or seal does not decode.
@@ -46,34 +46,13 @@ pub enum Malformed {
     TooLong,
 }
 
-/// Keys of the fields that frames are full of, one byte each: number times 8, plus wire type.
-mod key {
-    pub(super) const FRAME_EVENT: u64 = 0x0A;
-    pub(super) const FRAME_STAMP: u64 = 0x12;
-
-    pub(super) const EVENT_TOPIC: u8 = 0x0A;
-    pub(super) const EVENT_PAYLOAD: u8 = 0x12;
-    pub(super) const EVENT_KEY: u8 = 0x1A;
-    pub(super) const EVENT_TIME: u8 = 0x21;
-    pub(super) const EVENT_ATTRIBUTE: u8 = 0x2A;
-
-    pub(super) const ATTRIBUTE_NAME: u64 = 0x0A;
-    pub(super) const ATTRIBUTE_VALUE: u64 = 0x12;
-
-    pub(super) const STAMP_SENDER: u64 = 0x09;
-    pub(super) const STAMP_SEQUENCE: u64 = 0x10;
-    pub(super) const STAMP_DROPPED: u64 = 0x18;
-    pub(super) const STAMP_HOPS: u64 = 0x20;
-    pub(super) const STAMP_WEIGHT: u64 = 0x29;
-}
-
 /// The number of `Event.attributes`. prost reads it as a map's entry whatever its wire type says.
 const ATTRIBUTE_NUMBER: u32 = 5;
 
 /// Reads datagrams, one after the other, into memory that it keeps.
 ///
 /// What it keeps is bounded by the largest frame so far: 40 bytes for each event, of which a
-/// datagram of 65,507 bytes has at most 32,753.
+/// datagram of 65,507 bytes has at most 32,753 (so 1.3 MB), and the newest control message.
 ///
 /// ```
 /// use hailmary_proto::decode::{Decoder, Malformed};
@@ -108,8 +87,8 @@ impl Decoder {
     ///
     /// # Errors
     ///
-    /// Where prost would not decode it. The whole datagram is then to be dropped: what had been
-    /// read of it until then is not shown.
+    /// Where prost would not decode it, or it has 4 GiB or more. The whole datagram is then to be
+    /// dropped: what had been read of it until then is not shown.
     pub fn decode<'a>(&'a mut self, datagram: &'a [u8]) -> Result<FrameView<'a>, Malformed> {
         if u32::try_from(datagram.len()).is_err() {
             return Err(Malformed::TooLong);

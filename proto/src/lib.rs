@@ -28,6 +28,7 @@
 //! ```
 
 pub mod decode;
+mod key;
 pub mod topic;
 pub mod write;
 

@@ -8,7 +8,7 @@
 //! ([`check_topic`](crate::topic::check_topic) says what is legal), and whether a datagram grows
 //! too long is for its caller to see beforehand, by [`event_bytes`].
 
-use crate::v1;
+use crate::{key, v1};
 use prost::Message;
 
 /// The largest datagram, in bytes: what UDP over IPv4 carries at most (RFC 768, RFC 791: 65,535
@@ -32,11 +32,6 @@ pub const UNPROVEN_REQUEST_BYTES_MIN: usize = 64;
 /// [`UNPROVEN_REQUEST_BYTES_MIN`]: beside it are its own key and length (1 each), the nonce (9),
 /// and the key and length of the Challenge (1 each).
 pub const COOKIE_BYTES_MAX: usize = UNPROVEN_REQUEST_BYTES_MIN - 2 - 9 - 2;
-
-/// `Frame.events`, length-delimited.
-const EVENT_KEY: u8 = 0x0A;
-/// `Frame.stamp`, length-delimited.
-const STAMP_KEY: u8 = 0x12;
 
 /// What an event is made of, borrowed from wherever it is. What is empty or 0 is not written.
 #[derive(Clone, Copy, Debug, Default)]
@@ -74,20 +69,20 @@ pub fn event_bytes(parts: &EventParts<'_>) -> usize {
 pub fn write_event(out: &mut Vec<u8>, parts: &EventParts<'_>) {
     let body_bytes = event_body_bytes(parts);
     out.reserve(1 + delimited_bytes(body_bytes));
-    out.push(EVENT_KEY);
+    out.push(low_seven_bits(key::FRAME_EVENT));
     put_length(out, body_bytes);
-    put_bytes(out, 0x0A, parts.topic.as_bytes());
-    put_bytes(out, 0x12, parts.payload);
-    put_bytes(out, 0x1A, parts.key);
+    put_bytes(out, key::EVENT_TOPIC, parts.topic.as_bytes());
+    put_bytes(out, key::EVENT_PAYLOAD, parts.payload);
+    put_bytes(out, key::EVENT_KEY, parts.key);
     if parts.time_unix_nano != 0 {
-        out.push(0x21);
+        out.push(low_seven_bits(key::EVENT_TIME));
         out.extend_from_slice(&parts.time_unix_nano.to_le_bytes());
     }
     for (name, value) in parts.attributes {
-        out.push(0x2A);
+        out.push(low_seven_bits(key::EVENT_ATTRIBUTE));
         put_length(out, attribute_body_bytes(name, value));
-        put_bytes(out, 0x0A, name.as_bytes());
-        put_bytes(out, 0x12, value.as_bytes());
+        put_bytes(out, key::ATTRIBUTE_NAME, name.as_bytes());
+        put_bytes(out, key::ATTRIBUTE_VALUE, value.as_bytes());
     }
 }
 
@@ -123,9 +118,9 @@ fn delimited_bytes(length: usize) -> usize {
     prost::length_delimiter_len(length) + length
 }
 
-fn put_bytes(out: &mut Vec<u8>, key: u8, bytes: &[u8]) {
+fn put_bytes(out: &mut Vec<u8>, key: u64, bytes: &[u8]) {
     if !bytes.is_empty() {
-        out.push(key);
+        out.push(low_seven_bits(key));
         put_length(out, bytes.len());
         out.extend_from_slice(bytes);
     }
@@ -167,14 +162,14 @@ impl StampBytes {
             bytes: [0; STAMP_BYTES_MAX],
             len: 0,
         };
-        field.put([STAMP_KEY, 0]);
-        field.put_fixed64(0x09, stamp.sender);
-        field.put_varint(0x10, stamp.sequence);
-        field.put_varint(0x18, stamp.dropped);
-        field.put_varint(0x20, u64::from(stamp.hops));
+        field.put([low_seven_bits(key::FRAME_STAMP), 0]);
+        field.put_fixed64(key::STAMP_SENDER, stamp.sender);
+        field.put_varint(key::STAMP_SEQUENCE, stamp.sequence);
+        field.put_varint(key::STAMP_DROPPED, stamp.dropped);
+        field.put_varint(key::STAMP_HOPS, u64::from(stamp.hops));
         // As prost does it: -0.0 equals the default and is left out.
         if stamp.weight != 0.0 {
-            field.put_fixed64(0x29, stamp.weight.to_bits());
+            field.put_fixed64(key::STAMP_WEIGHT, stamp.weight.to_bits());
         }
         if let Some(length) = field.bytes.get_mut(1) {
             *length = low_seven_bits(field.len as u64 - 2);
@@ -190,19 +185,19 @@ impl StampBytes {
     }
 
     #[inline]
-    fn put_fixed64(&mut self, key: u8, value: u64) {
+    fn put_fixed64(&mut self, key: u64, value: u64) {
         if value != 0 {
-            self.put([key]);
+            self.put([low_seven_bits(key)]);
             self.put(value.to_le_bytes());
         }
     }
 
     #[inline]
-    fn put_varint(&mut self, key: u8, mut value: u64) {
+    fn put_varint(&mut self, key: u64, mut value: u64) {
         if value == 0 {
             return;
         }
-        self.put([key]);
+        self.put([low_seven_bits(key)]);
         while value >= 0x80 {
             self.put([low_seven_bits(value) | 0x80]);
             value >>= 7;

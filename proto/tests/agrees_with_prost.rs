@@ -94,6 +94,20 @@ proptest! {
     }
 }
 
+#[test]
+fn on_a_topic_with_one_bad_byte_anywhere() {
+    let mut decoder = Decoder::new();
+    for length in 1..=100_u8 {
+        for place in 0..usize::from(length) {
+            let mut topic = vec![b'a'; usize::from(length)];
+            topic[place] = 0xFF;
+            let datagram = [&[0x0A, length + 2, 0x0A, length], topic.as_slice()].concat();
+            let verdict = check_against_prost(&mut decoder, &datagram);
+            assert_eq!(verdict, Err(Malformed::Utf8), "{place} of {length}");
+        }
+    }
+}
+
 /// Guards the properties above: they say little if the datagrams are all alike.
 #[test]
 fn the_generator_reaches_every_verdict() {

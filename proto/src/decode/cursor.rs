@@ -143,8 +143,8 @@ impl<'a> Cursor<'a> {
 
     /// The next byte: of a key of one byte, all of it.
     #[inline(always)]
-    pub(super) fn peek(&self) -> Option<u8> {
-        self.bytes.get(self.at).copied()
+    pub(super) fn peek(&self) -> Option<u64> {
+        self.bytes.get(self.at).copied().map(u64::from)
     }
 
     /// Goes past the byte that [`Cursor::peek`] has shown.

@@ -251,7 +251,7 @@ impl Maker<'_> {
 
     /// Groups down to the last level that there may be, or one deeper.
     fn deep_groups(&mut self, number: u64, levels: usize, out: &mut Vec<u8>) {
-        let deeper = usize::from(self.is_faulty());
+        let deeper = usize::from(self.faults == Faults::Some && self.below(2) == 1);
         let deep = levels - self.below(2).min(levels - 1) + deeper;
         for _ in 0..deep {
             self.key(number, 3, out);

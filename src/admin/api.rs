@@ -1,0 +1,77 @@
+//! What people and scripts ask: JSON.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State as Shared;
+use serde_json::{Value, json};
+
+use crate::ledger::Counts;
+use crate::net::sys;
+use crate::state::{Kind, Phase, State};
+
+use super::Desk;
+
+/// `GET /api/v1/status`
+pub(super) async fn status(Shared(desk): Shared<Arc<Desk>>) -> Json<Value> {
+    let mut books = desk.books();
+    books.take_mail(&desk.state);
+    let kernel: u64 = books.kernel.iter().map(|drops| drops.total).sum();
+    Json(json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "bus": format!("{:016x}", desk.state.bus),
+        "phase": match desk.state.phase() {
+            Phase::Starting => "starting",
+            Phase::Ready => "ready",
+            Phase::Stopping => "stopping",
+        },
+        "uptime_seconds": desk.state.started.elapsed().as_secs_f64(),
+        "listeners": listeners(&desk.state),
+        "subscribers": desk.state.subscribers().len(),
+        "totals": totals(&books.totals.counts, kernel),
+    }))
+}
+
+fn listeners(state: &State) -> Vec<Value> {
+    let listener = |info: &crate::state::ListenerInfo| {
+        let memory = sys::socket_memory(info.socket.as_fd());
+        json!({
+            "address": info.name,
+            "buffer_bytes": memory.map(|memory| memory.receive_buffer_bytes),
+            "buffer_used_bytes": memory.map(|memory| memory.receive_used_bytes),
+        })
+    };
+    state.listeners.iter().map(listener).collect()
+}
+
+fn totals(counts: &Counts, kernel_drops: u64) -> Value {
+    let events = &counts.events;
+    json!({
+        "frames": counts.listeners.iter().map(|listener| listener.frames).sum::<u64>(),
+        "dropped_frames": counts.dropped_frames.iter().sum::<u64>() + kernel_drops,
+        "events": events.events,
+        "dropped_events": events.bad_topic + events.not_allowed,
+        "lost_before_the_bus": events.lost,
+        "unmatched": events.unmatched,
+        "matched": events.matched,
+        "copies": events.copies,
+        "sent": counts.series.iter().map(|series| series.events).sum::<u64>(),
+        "dropped": counts.series.iter().flat_map(|series| series.dropped).sum::<u64>(),
+    })
+}
+
+/// `GET /api/v1/subscribers`
+pub(super) async fn subscribers(Shared(desk): Shared<Arc<Desk>>) -> Json<Value> {
+    let subscribers = desk.state.subscribers();
+    let subscriber = |info: &Arc<crate::state::SubscriberInfo>| {
+        json!({
+            "name": *info.name,
+            "kind": match info.kind { Kind::Static => "static", Kind::Lease => "lease" },
+            "address": info.address.to_string(),
+            "topics": info.topics,
+            "frame_bytes": info.frame_bytes,
+        })
+    };
+    Json(subscribers.iter().map(subscriber).collect())
+}

@@ -1,0 +1,255 @@
+//! The admin thread: metrics, health and an API over HTTP.
+//!
+//! It reads what the data thread shows and never touches it, and its own clients are bounded:
+//! so many connections, so long, with so large a head. Whoever is over is cut off; the data
+//! thread does not notice.
+
+mod api;
+mod metrics;
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::Context;
+use axum::Router;
+use axum::extract::State as Shared;
+use axum::http::{StatusCode, header};
+use axum::response::{Html, IntoResponse};
+use axum::routing::get;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::TcpStream;
+use tokio::sync::{Semaphore, oneshot};
+use tokio::time::{sleep, timeout};
+
+use crate::ledger::Totals;
+use crate::net::sys;
+use crate::state::{Phase, State};
+
+/// Connections at once: a few scrapers and people. Further ones are closed at once.
+const CONNECTIONS_MAX: usize = 64;
+
+/// Bytes of a request's head: what a browser or scraper sends is a tenth of it.
+const HEAD_BYTES_MAX: usize = 8_192;
+
+/// How long a client may take to send a request's head.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a connection may last, idle or not. Scrapers reconnect.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long to wait before accepting again where the system has no descriptors left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long a turn of the data thread may take before the bus is called stuck.
+const STUCK_AFTER: Duration = Duration::from_secs(2);
+
+/// The admin thread.
+#[derive(Debug)]
+pub struct Admin {
+    address: SocketAddr,
+    desk: Arc<Desk>,
+    stop: oneshot::Sender<()>,
+    thread: JoinHandle<()>,
+}
+
+impl Admin {
+    /// Binds the address, and serves from a thread of its own.
+    ///
+    /// # Errors
+    ///
+    /// Where the address cannot be had, or a thread.
+    pub fn start(address: SocketAddr, state: Arc<State>) -> anyhow::Result<Self> {
+        let bind = || {
+            let listener = TcpListener::bind(address)?;
+            listener.set_nonblocking(true)?;
+            Ok((listener.local_addr()?, listener))
+        };
+        let (address, listener) = bind().map_err(|error: io::Error| {
+            anyhow::anyhow!("admin cannot listen on {address}: {error}")
+        })?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("cannot start the admin")?;
+        let desk = Arc::new(Desk::new(state));
+        let (stop, stopped) = oneshot::channel();
+        let router = router(Arc::clone(&desk));
+        let thread = std::thread::Builder::new()
+            .name("admin".to_owned())
+            .spawn(move || {
+                runtime.block_on(async {
+                    tokio::select! {
+                        _ = stopped => {}
+                        () = accept(listener, router) => {}
+                    }
+                });
+                runtime.shutdown_background();
+            })?;
+        Ok(Self {
+            address,
+            desk,
+            stop,
+            thread,
+        })
+    }
+
+    /// Where it listens, with the real port.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Stops serving and gives back the books.
+    #[must_use]
+    pub fn stop(self) -> Totals {
+        // Both fail only where the thread has ended already.
+        let _ = self.stop.send(());
+        let _ = self.thread.join();
+        let mut books = self.desk.books();
+        books.take_mail(&self.desk.state);
+        let empty = Totals::new(0, 0);
+        std::mem::replace(&mut books.totals, empty)
+    }
+}
+
+/// What the handlers share.
+#[derive(Debug)]
+struct Desk {
+    state: Arc<State>,
+    books: Mutex<Books>,
+}
+
+/// Everything counted since the start.
+#[derive(Debug)]
+struct Books {
+    totals: Totals,
+    /// By listener.
+    kernel: Vec<KernelDrops>,
+}
+
+/// The kernel's count of drops, which wraps, made one that does not.
+#[derive(Clone, Copy, Debug, Default)]
+struct KernelDrops {
+    last: Option<u32>,
+    total: u64,
+}
+
+impl KernelDrops {
+    /// What an inherited socket had dropped before is not ours: the first reading is the start.
+    fn read(&mut self, drops: u32) {
+        let before = self.last.replace(drops).unwrap_or(drops);
+        self.total += u64::from(drops.wrapping_sub(before));
+    }
+}
+
+impl Desk {
+    fn new(state: Arc<State>) -> Self {
+        let totals = Totals::new(state.listeners.len(), state.topic_policies.len());
+        let kernel = vec![KernelDrops::default(); state.listeners.len()];
+        let mut books = Books { totals, kernel };
+        books.take_mail(&state);
+        Self {
+            state,
+            books: Mutex::new(books),
+        }
+    }
+
+    fn books(&self) -> MutexGuard<'_, Books> {
+        self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Books {
+    fn take_mail(&mut self, state: &State) {
+        state.mailbox.take_into(&mut self.totals);
+        for (drops, listener) in self.kernel.iter_mut().zip(&state.listeners) {
+            if let Some(memory) = sys::socket_memory(std::os::fd::AsFd::as_fd(&listener.socket)) {
+                drops.read(memory.drops);
+            }
+        }
+    }
+}
+
+fn router(desk: Arc<Desk>) -> Router {
+    Router::new()
+        .route("/", get(|| async { Html(include_str!("page.html")) }))
+        .route("/metrics", get(metrics))
+        .route("/-/healthy", get(healthy))
+        .route("/-/ready", get(ready))
+        .route("/api/v1/status", get(api::status))
+        .route("/api/v1/subscribers", get(api::subscribers))
+        .with_state(desk)
+}
+
+async fn metrics(Shared(desk): Shared<Arc<Desk>>) -> impl IntoResponse {
+    let mut books = desk.books();
+    books.take_mail(&desk.state);
+    match metrics::render(&books.totals.counts, &books.kernel, &desk.state) {
+        Ok(text) => {
+            let content_type = [(
+                header::CONTENT_TYPE,
+                "text/plain; version=0.0.4; charset=utf-8",
+            )];
+            (content_type, text).into_response()
+        }
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+async fn healthy(Shared(desk): Shared<Arc<Desk>>) -> impl IntoResponse {
+    match desk.state.turning_for() {
+        since if since > STUCK_AFTER => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("stuck for {} s\n", since.as_secs()),
+        ),
+        _ => (StatusCode::OK, "healthy\n".to_owned()),
+    }
+}
+
+async fn ready(Shared(desk): Shared<Arc<Desk>>) -> (StatusCode, &'static str) {
+    match desk.state.phase() {
+        Phase::Starting => (StatusCode::SERVICE_UNAVAILABLE, "starting\n"),
+        Phase::Ready => (StatusCode::OK, "ready\n"),
+        Phase::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "stopping\n"),
+    }
+}
+
+/// Accepts for ever. No error of one connection, nor a lack of descriptors, ends it.
+async fn accept(listener: TcpListener, router: Router) {
+    let Ok(listener) = tokio::net::TcpListener::from_std(listener) else {
+        return;
+    };
+    let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                if let Ok(permit) = Arc::clone(&permits).try_acquire_owned() {
+                    let router = router.clone();
+                    tokio::spawn(async move {
+                        serve(stream, router).await;
+                        drop(permit);
+                    });
+                }
+            }
+            Err(_) => sleep(ACCEPT_PAUSE).await,
+        }
+    }
+}
+
+async fn serve(stream: TcpStream, router: Router) {
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(HEAD_BYTES_MAX)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    // What a client does wrong is the client's: nothing is to be done about either error.
+    let _ = timeout(CONNECTION_TIMEOUT, connection).await;
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,408 @@
+//! The life of leases: challenge, grant, renew, expire, give back, refuse.
+//!
+//! Owns the cookies, the caps and the ends of leases; the subscribers themselves are in the
+//! table that every call is lent. Until an address is proven by a cookie nothing is kept of it,
+//! and it is never answered with more bytes than it sent.
+
+use std::collections::{BTreeSet, HashMap};
+use std::time::Duration;
+
+use hailmary_proto::topic;
+use hailmary_proto::v1::frame::Control;
+use hailmary_proto::v1::refusal::Reason;
+use hailmary_proto::v1::{self, Challenge, Refusal, Subscribe, Unsubscribe};
+
+use super::access::{Access, Rights};
+use super::address::{Address, Origin};
+use super::cookie::CookieJar;
+use super::limits::{
+    CHALLENGE_AGE_MAX, COOKIE_AGE_MAX, FRAME_BYTES_MIN, LEASE_MS_MIN, NAME_BYTES_MAX,
+};
+use super::routes::Routes;
+use super::series::{Series, SeriesId};
+use super::subscribers::{
+    Flow, FrameBytes, Lease, Reported, Subscriber, SubscriberId, Subscribers, Tenure,
+};
+use super::throttle::Throttle;
+
+/// What an operator may change.
+#[derive(Clone, Copy, Debug)]
+pub struct LeaseLimits {
+    /// Leases in all.
+    pub leases_max: usize,
+    /// Leases of one [`Origin`].
+    pub leases_per_origin_max: usize,
+    /// Patterns of one subscriber.
+    pub patterns_max: usize,
+    /// What is granted where the subscriber does not say, in ms.
+    pub lease_ms: u32,
+    /// What is granted at most, in ms.
+    pub lease_ms_max: u32,
+}
+
+/// What became of a lease or of a request for one, to be counted and shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LeaseEvent {
+    /// The address is to be proven.
+    Challenged,
+    /// A lease stands that did not before.
+    Granted(SubscriberId),
+    /// A lease goes on.
+    Renewed {
+        /// Whose it is.
+        id: SubscriberId,
+        /// Where it is counted.
+        series: SeriesId,
+        /// What the subscriber reported since the last time.
+        news: Reported,
+        /// Whether it calls itself something else now, or wants something else.
+        is_changed: bool,
+    },
+    /// Given back by its subscriber.
+    Released(SubscriberId),
+    /// Not renewed in time.
+    Expired(SubscriberId),
+    /// Refused.
+    Refused(Reason),
+    /// Not answered: the request was shorter than its answer, or its origin asks too often.
+    Unanswered,
+}
+
+/// A request, and where it came from.
+#[derive(Clone, Debug)]
+pub struct Request<'a> {
+    /// Where it came from.
+    pub from: &'a Address,
+    /// Bytes of its datagram.
+    pub bytes: usize,
+}
+
+/// The tables that a lease changes.
+#[derive(Debug)]
+pub struct Tables<'a> {
+    /// Who gets events.
+    pub subscribers: &'a mut Subscribers,
+    /// Where topics lead.
+    pub routes: &'a mut Routes,
+    /// Where subscribers are counted.
+    pub series: &'a mut Series,
+    /// Who may subscribe.
+    pub access: &'a Access,
+}
+
+/// The leases.
+#[derive(Debug)]
+pub struct Leases {
+    bus: u64,
+    limits: LeaseLimits,
+    cookies: CookieJar,
+    throttle: Throttle,
+    ends: BTreeSet<(Duration, SubscriberId)>,
+    per_origin: HashMap<Origin, usize>,
+}
+
+/// An event to count, and an answer if there is one.
+pub type Answered = (LeaseEvent, Option<v1::Frame>);
+
+impl Leases {
+    /// No leases.
+    #[must_use]
+    pub fn new(bus: u64, limits: LeaseLimits, cookies: CookieJar, throttle: Throttle) -> Self {
+        Self {
+            bus,
+            limits,
+            cookies,
+            throttle,
+            ends: BTreeSet::new(),
+            per_origin: HashMap::new(),
+        }
+    }
+
+    /// Puts a new cookie key in use where the old one has served its time.
+    pub fn rotate_key(&mut self, now: Duration, secret: impl FnOnce() -> [u8; 16]) {
+        self.cookies.rotate(now, secret);
+    }
+
+    /// When the next lease ends.
+    #[must_use]
+    pub fn next_end(&self) -> Option<Duration> {
+        self.ends.first().map(|(end, _)| *end)
+    }
+
+    /// Whether a stranger of this origin may be answered now.
+    pub fn permit_answer(&mut self, now: Duration, from: &Address) -> bool {
+        self.throttle.permit(now, from.origin())
+    }
+
+    /// Removes one lease that has ended.
+    pub fn expire(&mut self, now: Duration, tables: &mut Tables<'_>) -> Option<LeaseEvent> {
+        let (end, id) = self.ends.first().copied()?;
+        if end > now {
+            return None;
+        }
+        self.remove(id, tables);
+        Some(LeaseEvent::Expired(id))
+    }
+
+    /// A request for a lease, or for more of it.
+    pub fn subscribe(
+        &mut self,
+        now: Duration,
+        request: &Request<'_>,
+        subscribe: &Subscribe,
+        tables: &mut Tables<'_>,
+    ) -> Answered {
+        let nonce = subscribe.nonce;
+        if let Rights::Nothing = tables.access.subscribe.rights_of_address(request.from) {
+            return self.answer_unproven(now, request, refused(Reason::NotAllowed, nonce));
+        }
+        let standing = tables.subscribers.leased(request.from);
+        if !self.is_proven(now, request.from, subscribe, standing) {
+            let cookie = self.cookies.bake(now, request.from, nonce).to_vec();
+            let challenge = Control::Challenge(Challenge { cookie, nonce });
+            return self.answer_unproven(
+                now,
+                request,
+                (LeaseEvent::Challenged, Some(frame(challenge))),
+            );
+        }
+        if let Err(reason) = self.check(subscribe) {
+            return refused(reason, nonce);
+        }
+        let event = match standing {
+            Some(id) => self.renew(now, id, subscribe, tables),
+            None => match self.grant(now, request.from, subscribe, tables) {
+                Ok(id) => LeaseEvent::Granted(id),
+                Err(reason) => return refused(reason, nonce),
+            },
+        };
+        let lease = Control::Lease(v1::Lease {
+            bus: self.bus,
+            lease_ms: self.lease_ms(subscribe),
+            cookie: self.cookies.bake(now, request.from, nonce).to_vec(),
+            nonce,
+        });
+        (event, Some(frame(lease)))
+    }
+
+    /// A lease that is given back.
+    pub fn unsubscribe(
+        &mut self,
+        now: Duration,
+        request: &Request<'_>,
+        unsubscribe: &Unsubscribe,
+        tables: &mut Tables<'_>,
+    ) -> Answered {
+        let Unsubscribe { cookie, nonce } = unsubscribe;
+        let age = self.cookies.age(now, cookie, request.from, *nonce);
+        match tables.subscribers.leased(request.from) {
+            Some(id) if age.is_some_and(|age| age <= COOKIE_AGE_MAX) => {
+                self.remove(id, tables);
+                (LeaseEvent::Released(id), None)
+            }
+            _ => self.answer_unproven(now, request, refused(Reason::UnknownLease, *nonce)),
+        }
+    }
+
+    fn is_proven(
+        &self,
+        now: Duration,
+        from: &Address,
+        subscribe: &Subscribe,
+        standing: Option<SubscriberId>,
+    ) -> bool {
+        let age_max = if standing.is_some() {
+            COOKIE_AGE_MAX
+        } else {
+            CHALLENGE_AGE_MAX
+        };
+        self.cookies
+            .age(now, &subscribe.cookie, from, subscribe.nonce)
+            .is_some_and(|age| age <= age_max)
+    }
+
+    fn check(&self, subscribe: &Subscribe) -> Result<(), Reason> {
+        let is_plain = subscribe.group.is_empty()
+            && (subscribe.sample == 0.0 || subscribe.sample == 1.0)
+            && subscribe.events_per_second == 0;
+        let is_too_small = (1..FRAME_BYTES_MIN).contains(&subscribe.max_frame_bytes);
+        if !is_plain || is_too_small || !is_legal_name(&subscribe.name) {
+            return Err(Reason::BadRequest);
+        }
+        if subscribe.topics.is_empty() || subscribe.topics.len() > self.limits.patterns_max {
+            return Err(Reason::BadRequest);
+        }
+        let mut patterns = subscribe.topics.iter();
+        if patterns.all(|pattern| topic::check_pattern(pattern.as_bytes()).is_ok()) {
+            Ok(())
+        } else {
+            Err(Reason::BadTopic)
+        }
+    }
+
+    fn grant(
+        &mut self,
+        now: Duration,
+        from: &Address,
+        subscribe: &Subscribe,
+        tables: &mut Tables<'_>,
+    ) -> Result<SubscriberId, Reason> {
+        let of_origin = self.per_origin.get(&from.origin()).copied().unwrap_or(0);
+        if tables.subscribers.leases() >= self.limits.leases_max
+            || of_origin >= self.limits.leases_per_origin_max
+        {
+            return Err(Reason::Full);
+        }
+        let expires = self.end(now, subscribe);
+        let lease = Lease {
+            expires,
+            reported: self.reported(subscribe).unwrap_or_default(),
+        };
+        let subscriber = Subscriber {
+            name: subscribe.name.as_str().into(),
+            address: from.clone(),
+            topics: patterns(subscribe),
+            series: tables.series.assign(&subscribe.name),
+            frame_bytes: frame_bytes(subscribe, from),
+            tenure: Tenure::Lease(lease),
+            flow: Flow::default(),
+        };
+        let topics = subscriber.topics.clone();
+        let id = tables.subscribers.insert(subscriber);
+        tables.routes.insert(&topics, id);
+        self.ends.insert((expires, id));
+        *self.per_origin.entry(from.origin()).or_default() += 1;
+        Ok(id)
+    }
+
+    fn renew(
+        &mut self,
+        now: Duration,
+        id: SubscriberId,
+        subscribe: &Subscribe,
+        tables: &mut Tables<'_>,
+    ) -> LeaseEvent {
+        let expires = self.end(now, subscribe);
+        let report = self.reported(subscribe);
+        let Some(subscriber) = tables.subscribers.get_mut(id) else {
+            return LeaseEvent::Unanswered;
+        };
+        let mut news = Reported::default();
+        if let Tenure::Lease(lease) = &mut subscriber.tenure {
+            self.ends.remove(&(lease.expires, id));
+            self.ends.insert((expires, id));
+            lease.expires = expires;
+            if let Some(report) = report {
+                news = subscriber.flow.credible(report.since(lease.reported));
+                lease.reported = report;
+            }
+        }
+        let mut is_changed = false;
+        if *subscriber.name != *subscribe.name {
+            is_changed = true;
+            subscriber.name = subscribe.name.as_str().into();
+            subscriber.series = tables.series.assign(&subscribe.name);
+        }
+        let topics = patterns(subscribe);
+        let frame_bytes = frame_bytes(subscribe, &subscriber.address);
+        if subscriber.topics != topics || subscriber.frame_bytes != frame_bytes {
+            is_changed = true;
+            tables.routes.remove(&subscriber.topics, id);
+            tables.routes.insert(&topics, id);
+            subscriber.topics = topics;
+            subscriber.frame_bytes = frame_bytes;
+        }
+        LeaseEvent::Renewed {
+            id,
+            series: subscriber.series,
+            news,
+            is_changed,
+        }
+    }
+
+    fn remove(&mut self, id: SubscriberId, tables: &mut Tables<'_>) {
+        let Some(subscriber) = tables.subscribers.remove(id) else {
+            return;
+        };
+        tables.routes.remove(&subscriber.topics, id);
+        if let Tenure::Lease(lease) = &subscriber.tenure {
+            self.ends.remove(&(lease.expires, id));
+        }
+        let origin = subscriber.address.origin();
+        if let Some(count) = self.per_origin.get_mut(&origin) {
+            *count -= 1;
+            if *count == 0 {
+                self.per_origin.remove(&origin);
+            }
+        }
+    }
+
+    fn end(&self, now: Duration, subscribe: &Subscribe) -> Duration {
+        now.saturating_add(Duration::from_millis(u64::from(self.lease_ms(subscribe))))
+    }
+
+    fn lease_ms(&self, subscribe: &Subscribe) -> u32 {
+        match subscribe.lease_ms {
+            0 => self.limits.lease_ms,
+            asked => asked.clamp(LEASE_MS_MIN, self.limits.lease_ms_max),
+        }
+    }
+
+    fn reported(&self, subscribe: &Subscribe) -> Option<Reported> {
+        let report = subscribe.report.as_ref()?;
+        (report.bus == self.bus).then_some(Reported {
+            lost: report.lost,
+            dropped: report.dropped,
+        })
+    }
+
+    /// Holds back an answer that its address has not earned.
+    fn answer_unproven(
+        &mut self,
+        now: Duration,
+        request: &Request<'_>,
+        answered: Answered,
+    ) -> Answered {
+        let answer_bytes = answered.1.as_ref().map_or(0, prost::Message::encoded_len);
+        if answer_bytes <= request.bytes && self.permit_answer(now, request.from) {
+            answered
+        } else {
+            (LeaseEvent::Unanswered, None)
+        }
+    }
+}
+
+fn frame(control: Control) -> v1::Frame {
+    v1::Frame {
+        control: Some(control),
+        ..v1::Frame::default()
+    }
+}
+
+fn refused(reason: Reason, nonce: u64) -> Answered {
+    let refusal = Control::Refusal(Refusal {
+        reason: reason.into(),
+        nonce,
+    });
+    (LeaseEvent::Refused(reason), Some(frame(refusal)))
+}
+
+fn patterns(subscribe: &Subscribe) -> Vec<Box<str>> {
+    subscribe
+        .topics
+        .iter()
+        .map(|pattern| pattern.as_str().into())
+        .collect()
+}
+
+fn frame_bytes(subscribe: &Subscribe, address: &Address) -> FrameBytes {
+    let asked = (subscribe.max_frame_bytes > 0).then_some(subscribe.max_frame_bytes);
+    FrameBytes::choose(asked, address)
+}
+
+/// Whether a name may be shown and be a label: [A-Za-z0-9._-]{1,64}, or none at all.
+#[must_use]
+pub fn is_legal_name(name: &str) -> bool {
+    let is_legal = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    name.len() <= NAME_BYTES_MAX && name.bytes().all(is_legal)
+}

@@ -1,0 +1,246 @@
+//! From a topic to the subscriber sets that want it.
+//!
+//! A cache of topics stands in front of the pattern trie. What it holds is right for one
+//! generation of the subscriber table; a change begins a new one, and topics find their sets
+//! again as they come. Topics that nobody wants are cached like others, and what is cached is
+//! bounded: see [`CACHED_TOPICS_MAX`].
+
+use std::hash::BuildHasher;
+
+use foldhash::fast::FixedState;
+use hailmary_proto::topic;
+use hashbrown::{HashMap, HashTable};
+
+use super::access::Rules;
+use super::limits::{CACHED_TOPICS_MAX, SUBSCRIBER_SETS_MAX};
+use super::patterns::Patterns;
+use super::subscribers::{FrameBytes, SubscriberId, Subscribers, Tenure};
+
+/// Subscribers that get the same frames, interned: topics with equal members share one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SetId(u32);
+
+impl SetId {
+    /// The set as an index, dense from 0 within a generation.
+    #[must_use]
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// A subscriber set: members that take datagrams of one size.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct SubscriberSet {
+    /// Who they are, in order of id.
+    pub members: Box<[SubscriberId]>,
+    /// How large their datagrams are.
+    pub frame_bytes: FrameBytes,
+}
+
+/// A set that a topic leads to, with what the fan-out needs of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Destination {
+    /// The set.
+    pub id: SetId,
+    /// How large its members' datagrams are.
+    pub frame_bytes: FrameBytes,
+}
+
+/// What a topic leads to.
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// One set for each size of datagram; none where nobody wants the topic.
+    pub sets: Box<[Destination]>,
+    /// Members of all sets together.
+    pub copies: u32,
+    /// The first configured topic policy that matches, else the number of policies.
+    pub policy: u32,
+}
+
+#[derive(Debug)]
+struct CachedTopic {
+    topic: Box<[u8]>,
+    generation: u64,
+    route: Route,
+}
+
+/// The way from topics to subscriber sets.
+#[derive(Debug)]
+pub struct Routes {
+    patterns: Patterns,
+    policies: Vec<String>,
+    cache: HashTable<CachedTopic>,
+    generation: u64,
+    sets: Vec<SubscriberSet>,
+    interned: HashMap<SubscriberSet, SetId, FixedState>,
+    hasher: FixedState,
+    /// Scratch of a look-up past the cache.
+    found: Vec<SubscriberId>,
+}
+
+impl Routes {
+    /// No subscribers. `seed` keeps strangers from choosing topics that collide.
+    #[must_use]
+    pub fn new(policies: Vec<String>, seed: u64) -> Self {
+        Self {
+            patterns: Patterns::new(seed),
+            policies,
+            cache: HashTable::new(),
+            generation: 0,
+            sets: Vec::new(),
+            interned: HashMap::with_hasher(FixedState::with_seed(seed)),
+            hasher: FixedState::with_seed(seed),
+            found: Vec::new(),
+        }
+    }
+
+    /// Adds a subscriber's patterns. Only between turns: no frame may be under construction.
+    pub fn insert(&mut self, patterns: &[Box<str>], subscriber: SubscriberId) {
+        for pattern in patterns {
+            self.patterns.insert(pattern, subscriber);
+        }
+        self.begin_generation();
+    }
+
+    /// Removes a subscriber's patterns. Only between turns.
+    pub fn remove(&mut self, patterns: &[Box<str>], subscriber: SubscriberId) {
+        for pattern in patterns {
+            self.patterns.remove(pattern, subscriber);
+        }
+        self.begin_generation();
+    }
+
+    /// Where a topic leads, or `None` where it is illegal.
+    #[inline]
+    pub fn find(
+        &mut self,
+        topic: &[u8],
+        subscribers: &Subscribers,
+        access: &Rules,
+    ) -> Option<&Route> {
+        let hash = self.hasher.hash_one(topic);
+        // Looked up twice on a miss, because a borrow returned early would last to the end.
+        let is_cached = self
+            .cache
+            .find(hash, |cached| *cached.topic == *topic)
+            .is_some_and(|cached| cached.generation == self.generation);
+        if !is_cached {
+            topic::check_topic(topic).ok()?;
+            self.resolve(hash, topic, subscribers, access);
+        }
+        self.cache
+            .find(hash, |cached| *cached.topic == *topic)
+            .map(|cached| &cached.route)
+    }
+
+    /// The set of an id that a route of this generation gave.
+    #[must_use]
+    #[inline]
+    pub fn set(&self, id: SetId) -> Option<&SubscriberSet> {
+        self.sets.get(id.index())
+    }
+
+    /// Between turns: forgets sets past the bound. They are found again as topics come.
+    pub fn end_turn(&mut self) {
+        if self.sets.len() > SUBSCRIBER_SETS_MAX {
+            self.begin_generation();
+        }
+    }
+
+    fn begin_generation(&mut self) {
+        self.generation += 1;
+        self.sets.clear();
+        self.interned.clear();
+    }
+
+    #[cold]
+    fn resolve(&mut self, hash: u64, topic: &[u8], subscribers: &Subscribers, access: &Rules) {
+        let mut found = std::mem::take(&mut self.found);
+        self.patterns.find(topic, &mut found);
+        found.retain(|id| may_see(subscribers, *id, access, topic));
+        let route = Route {
+            copies: u32::try_from(found.len()).unwrap_or(u32::MAX),
+            sets: self.intern_by_size(&found, subscribers),
+            policy: self.policy(topic),
+        };
+        self.found = found;
+        self.remember(hash, topic, route);
+    }
+
+    fn intern_by_size(
+        &mut self,
+        found: &[SubscriberId],
+        subscribers: &Subscribers,
+    ) -> Box<[Destination]> {
+        let size = |id: &SubscriberId| subscribers.get(*id).map(|one| one.frame_bytes);
+        let mut sizes: Vec<FrameBytes> = found.iter().filter_map(size).collect();
+        sizes.sort_unstable();
+        sizes.dedup();
+        sizes
+            .into_iter()
+            .map(|frame_bytes| {
+                let members = found
+                    .iter()
+                    .copied()
+                    .filter(|id| size(id) == Some(frame_bytes));
+                let set = SubscriberSet {
+                    members: members.collect(),
+                    frame_bytes,
+                };
+                Destination {
+                    id: self.intern(set),
+                    frame_bytes,
+                }
+            })
+            .collect()
+    }
+
+    fn intern(&mut self, set: SubscriberSet) -> SetId {
+        if let Some(id) = self.interned.get(&set) {
+            return *id;
+        }
+        // Bounded by SUBSCRIBER_SETS_MAX and one turn's events, far under 32 bits.
+        let id = SetId(u32::try_from(self.sets.len()).unwrap_or(u32::MAX));
+        self.sets.push(set.clone());
+        self.interned.insert(set, id);
+        id
+    }
+
+    fn policy(&self, topic: &[u8]) -> u32 {
+        let first = self
+            .policies
+            .iter()
+            .position(|pattern| topic::matches(pattern.as_bytes(), topic))
+            .unwrap_or(self.policies.len());
+        u32::try_from(first).unwrap_or(u32::MAX)
+    }
+
+    fn remember(&mut self, hash: u64, topic: &[u8], route: Route) {
+        if let Some(cached) = self.cache.find_mut(hash, |cached| *cached.topic == *topic) {
+            cached.route = route;
+            cached.generation = self.generation;
+            return;
+        }
+        if self.cache.len() >= CACHED_TOPICS_MAX {
+            self.cache.clear();
+        }
+        let hasher = &self.hasher;
+        let cached = CachedTopic {
+            topic: topic.into(),
+            generation: self.generation,
+            route,
+        };
+        self.cache
+            .insert_unique(hash, cached, |cached| hasher.hash_one(&*cached.topic));
+    }
+}
+
+/// A subscriber by lease gets only what its address may see, whatever its patterns match.
+fn may_see(subscribers: &Subscribers, id: SubscriberId, access: &Rules, topic: &[u8]) -> bool {
+    subscribers
+        .get(id)
+        .is_some_and(|subscriber| match subscriber.tenure {
+            Tenure::Static => true,
+            Tenure::Lease(_) => access.rights_of_address(&subscriber.address).permit(topic),
+        })
+}

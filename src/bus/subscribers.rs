@@ -1,0 +1,233 @@
+//! Who gets events: static subscribers from the configuration and those that hold a lease.
+//!
+//! Owns the table and each subscriber's flow (what went to it so far). It does not decide who
+//! gets in: that is [`leases`](super::leases).
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hailmary_proto::v1::Stamp;
+use hailmary_proto::write::DATAGRAM_BYTES_MAX;
+
+use super::address::Address;
+use super::limits::{LOCAL_FRAME_BYTES, NETWORK_FRAME_BYTES};
+use super::series::SeriesId;
+
+/// A subscriber's place in the table. A place is used again once its subscriber has gone, never
+/// within a turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SubscriberId(u32);
+
+impl SubscriberId {
+    #[cfg(test)]
+    pub(super) fn new(index: u32) -> Self {
+        Self(index)
+    }
+
+    /// The place as an index, dense from 0.
+    #[must_use]
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// How large a subscriber's datagrams are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FrameBytes {
+    /// Frames are filled up to here.
+    pub target: u32,
+    /// An event that does not fit the target alone may go alone up to here.
+    pub max: u32,
+}
+
+impl FrameBytes {
+    /// What the subscriber asked for, or what suits the way to it.
+    #[must_use]
+    pub fn choose(asked: Option<u32>, address: &Address) -> Self {
+        #[expect(clippy::cast_possible_truncation, reason = "a constant of 16 bits")]
+        const DATAGRAM_MAX: u32 = DATAGRAM_BYTES_MAX as u32;
+        match asked {
+            Some(bytes) => {
+                let bytes = bytes.min(DATAGRAM_MAX);
+                Self {
+                    target: bytes,
+                    max: bytes,
+                }
+            }
+            None => {
+                let target = if address.is_local() {
+                    LOCAL_FRAME_BYTES
+                } else {
+                    NETWORK_FRAME_BYTES
+                };
+                Self {
+                    target,
+                    max: DATAGRAM_MAX,
+                }
+            }
+        }
+    }
+}
+
+/// What went to one subscriber so far, for its stamps.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Flow {
+    events: u64,
+    dropped: u64,
+}
+
+impl Flow {
+    /// The stamp of the next frame, which has so many events, and counts them.
+    #[inline]
+    pub fn stamp(&mut self, bus: u64, events: u32, hops: u32) -> Stamp {
+        let stamp = Stamp {
+            sender: bus,
+            sequence: self.events,
+            dropped: self.dropped,
+            hops,
+            weight: 0.0,
+        };
+        self.events += u64::from(events);
+        stamp
+    }
+
+    /// A report's news, less what cannot be true: nothing is lost that was not sent.
+    #[must_use]
+    pub fn credible(&self, news: Reported) -> Reported {
+        Reported {
+            lost: news.lost.min(self.events),
+            dropped: news.dropped.min(self.events),
+        }
+    }
+
+    /// Notes that events counted by [`Flow::stamp`] were not sent.
+    pub fn drop(&mut self, events: u32) {
+        self.dropped += u64::from(events);
+    }
+}
+
+/// How long a subscriber stays.
+#[derive(Clone, Debug)]
+pub enum Tenure {
+    /// As the configuration says.
+    Static,
+    /// Till the lease ends.
+    Lease(Lease),
+}
+
+/// A standing lease.
+#[derive(Clone, Debug)]
+pub struct Lease {
+    /// When it ends, unless renewed.
+    pub expires: Duration,
+    /// What the subscriber last reported as lost on the way and as dropped on its own side.
+    pub reported: Reported,
+}
+
+/// The counts of a subscriber's report that the bus passes on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reported {
+    /// Events lost between the bus and the subscriber.
+    pub lost: u64,
+    /// Events that arrived and that the subscriber's own side then dropped.
+    pub dropped: u64,
+}
+
+impl Reported {
+    /// What is new since an earlier report.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Self {
+        Self {
+            lost: self.lost.saturating_sub(earlier.lost),
+            dropped: self.dropped.saturating_sub(earlier.dropped),
+        }
+    }
+}
+
+/// One member of subscriber sets.
+#[derive(Clone, Debug)]
+pub struct Subscriber {
+    /// What it calls itself; may be empty.
+    pub name: Arc<str>,
+    /// Where its datagrams go.
+    pub address: Address,
+    /// What it wants: checked patterns.
+    pub topics: Vec<Box<str>>,
+    /// Where it is counted.
+    pub series: SeriesId,
+    /// How large its datagrams are.
+    pub frame_bytes: FrameBytes,
+    /// How long it stays.
+    pub tenure: Tenure,
+    /// What went to it so far.
+    pub flow: Flow,
+}
+
+/// All subscribers, by place and by address.
+#[derive(Debug, Default)]
+pub struct Subscribers {
+    places: Vec<Option<Subscriber>>,
+    unused: Vec<SubscriberId>,
+    leased: HashMap<Address, SubscriberId>,
+}
+
+impl Subscribers {
+    /// Adds one and says where.
+    pub fn insert(&mut self, subscriber: Subscriber) -> SubscriberId {
+        let id = self.unused.pop().unwrap_or_else(|| {
+            self.places.push(None);
+            // Bounded by the cap on leases and by the configuration.
+            SubscriberId(u32::try_from(self.places.len() - 1).unwrap_or(u32::MAX))
+        });
+        if let Tenure::Lease(_) = subscriber.tenure {
+            self.leased.insert(subscriber.address.clone(), id);
+        }
+        if let Some(place) = self.places.get_mut(id.index()) {
+            *place = Some(subscriber);
+        }
+        id
+    }
+
+    /// Removes one, whose place may be used again.
+    pub fn remove(&mut self, id: SubscriberId) -> Option<Subscriber> {
+        let subscriber = self.places.get_mut(id.index())?.take()?;
+        self.unused.push(id);
+        if let Tenure::Lease(_) = subscriber.tenure {
+            self.leased.remove(&subscriber.address);
+        }
+        Some(subscriber)
+    }
+
+    /// The one in this place.
+    #[must_use]
+    pub fn get(&self, id: SubscriberId) -> Option<&Subscriber> {
+        self.places.get(id.index())?.as_ref()
+    }
+
+    /// The one in this place.
+    pub fn get_mut(&mut self, id: SubscriberId) -> Option<&mut Subscriber> {
+        self.places.get_mut(id.index())?.as_mut()
+    }
+
+    /// The one that holds a lease for this address.
+    #[must_use]
+    pub fn leased(&self, address: &Address) -> Option<SubscriberId> {
+        self.leased.get(address).copied()
+    }
+
+    /// How many hold a lease.
+    #[must_use]
+    pub fn leases(&self) -> usize {
+        self.leased.len()
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = (SubscriberId, &Subscriber)> {
+        self.places.iter().zip(0..).filter_map(|(place, index)| {
+            place
+                .as_ref()
+                .map(|subscriber| (SubscriberId(index), subscriber))
+        })
+    }
+}

@@ -1,0 +1,207 @@
+//! `hailmary serve`: a bus, from its configuration to its last word.
+
+use std::io::{self, Write};
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use toml::Spanned;
+use tracing::{Level, info, warn};
+
+use crate::admin::Admin;
+use crate::bus::Bus;
+use crate::config::{Config, ConfigError, Plan};
+use crate::ledger::{Mailbox, Totals};
+use crate::logging::{self, Format};
+use crate::net::egress::Egress;
+use crate::net::event_loop::{EventLoop, Parts};
+use crate::net::listener::Listener;
+use crate::state::{ListenerInfo, State};
+
+/// Runs a bus: with no flags at all, a useful one on loopback.
+#[derive(Debug, clap::Args)]
+pub struct Serve {
+    /// Configuration, in TOML.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Listen here and not where the configuration says: HOST:PORT, udp://HOST:PORT or
+    /// unix:///PATH.
+    #[arg(long, value_name = "ADDR")]
+    listen: Vec<String>,
+    /// Serve metrics and health here: HOST:PORT, or off.
+    #[arg(long, value_name = "ADDR|off")]
+    admin: Option<String>,
+    /// Print the effective configuration and do nothing.
+    #[arg(long)]
+    print_config: bool,
+    /// How log lines look.
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    log_format: Format,
+    /// What is logged: error, warn, info, debug or trace.
+    #[arg(long, default_value_t = Level::INFO)]
+    log_level: Level,
+}
+
+impl Serve {
+    /// Runs till SIGTERM or SIGINT.
+    ///
+    /// # Errors
+    ///
+    /// A [`ConfigError`] where the configuration is at fault, else what the system refused.
+    pub fn run(&self) -> anyhow::Result<()> {
+        let (config, plan) = self.configure()?;
+        if self.print_config {
+            io::stdout().write_all(toml::to_string(&config)?.as_bytes())?;
+            return Ok(());
+        }
+        logging::start(self.log_format, self.log_level);
+        serve(plan)
+    }
+
+    fn configure(&self) -> Result<(Config, Plan), ConfigError> {
+        let mut config = match &self.config {
+            Some(file) => Config::load(file)?.0,
+            None => Config::default(),
+        };
+        if !self.listen.is_empty() {
+            (config.listen.udp, config.listen.unix) = (Vec::new(), Vec::new());
+        }
+        for address in &self.listen {
+            match address.strip_prefix("unix://") {
+                Some(path) => config.listen.unix.push(Spanned::new(0..0, path.into())),
+                None => config.listen.udp.push(Spanned::new(0..0, numeric(address))),
+            }
+        }
+        if let Some(admin) = &self.admin {
+            config.listen.admin = Spanned::new(0..0, numeric(admin));
+        }
+        // Lines mean nothing any more where flags were put in: the file itself was checked above.
+        let plan = config.check("command line", "")?;
+        Ok((config, plan))
+    }
+}
+
+/// HOST:PORT with the name resolved; what is no such thing is left for the check to refuse.
+fn numeric(address: &str) -> String {
+    let address = address.strip_prefix("udp://").unwrap_or(address);
+    let resolved = address
+        .to_socket_addrs()
+        .ok()
+        .and_then(|mut all| all.next());
+    resolved.map_or(address.to_owned(), |ip: SocketAddr| ip.to_string())
+}
+
+fn serve(plan: Plan) -> anyhow::Result<()> {
+    let stop = stop_signals().context("cannot listen for signals")?;
+    let listeners = bind(&plan)?;
+    let egress = Egress::open(plan.send_buffer_bytes).context("cannot open a socket to send by")?;
+    let policies = plan.settings.topic_policies.clone();
+    // Fails once, here, on a system without randomness, so that it never does later.
+    random().context("the system has no randomness")?;
+    let source = Box::new(|| random().unwrap_or_else(|_| std::process::abort()));
+    let bus = Bus::new(plan.settings, Duration::ZERO, source);
+    let mailbox = Mailbox::new(listeners.len(), policies.len());
+    let infos = listeners
+        .iter()
+        .map(listener_info)
+        .collect::<io::Result<_>>()?;
+    let state = Arc::new(State::new(bus.id(), infos, policies, mailbox));
+    let admin = plan
+        .admin
+        .map(|address| Admin::start(address, Arc::clone(&state)))
+        .transpose()?;
+
+    for listener in &listeners {
+        info!(address = listener.name(), "listening");
+    }
+    if let Some(admin) = &admin {
+        info!(address = %format_args!("http://{}", admin.address()), "admin listening");
+    }
+    let parts = Parts {
+        bus,
+        listeners,
+        egress,
+        stop,
+        state: Arc::clone(&state),
+        linger: plan.linger,
+    };
+    EventLoop::new(parts)?.run()?;
+    say_totals(&state, admin.map(Admin::stop));
+    Ok(())
+}
+
+fn random() -> Result<[u8; 16], getrandom::Error> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// A stream that becomes readable when the process is to stop.
+fn stop_signals() -> io::Result<UnixStream> {
+    let (reader, writer) = UnixStream::pair()?;
+    for signal in [SIGTERM, SIGINT] {
+        signal_hook::low_level::pipe::register(signal, writer.try_clone()?)?;
+    }
+    Ok(reader)
+}
+
+fn bind(plan: &Plan) -> anyhow::Result<Vec<Listener>> {
+    let mut listeners = Vec::new();
+    for address in &plan.listen {
+        let listener = Listener::bind(address, plan.receive_buffer_bytes)?;
+        let buffer = listener.buffer();
+        if buffer.granted < buffer.wanted {
+            warn!(
+                address = listener.name(),
+                wanted = buffer.wanted,
+                granted = buffer.granted,
+                "the receive buffer is smaller than wanted: raise net.core.rmem_max, \
+                 or give this program CAP_NET_ADMIN"
+            );
+        }
+        listeners.push(listener);
+    }
+    Ok(listeners)
+}
+
+fn listener_info(listener: &Listener) -> io::Result<ListenerInfo> {
+    Ok(ListenerInfo {
+        name: listener.name().to_owned(),
+        socket: listener.as_fd().try_clone_to_owned()?,
+    })
+}
+
+/// The last word: what came, what went, what was lost.
+fn say_totals(state: &State, taken: Option<Totals>) {
+    let mut totals =
+        taken.unwrap_or_else(|| Totals::new(state.listeners.len(), state.topic_policies.len()));
+    state.mailbox.take_into(&mut totals);
+    let counts = &totals.counts;
+    info!(
+        frames = counts
+            .listeners
+            .iter()
+            .map(|listener| listener.frames)
+            .sum::<u64>(),
+        dropped_frames = counts.dropped_frames.iter().sum::<u64>(),
+        events = counts.events.events,
+        unmatched = counts.events.unmatched,
+        copies = counts.events.copies,
+        sent = counts
+            .series
+            .iter()
+            .map(|series| series.events)
+            .sum::<u64>(),
+        dropped = counts
+            .series
+            .iter()
+            .flat_map(|series| series.dropped)
+            .sum::<u64>(),
+        "stopped"
+    );
+}

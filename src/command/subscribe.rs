@@ -1,0 +1,217 @@
+//! `hailmary sub`: prints events as they come.
+
+use std::io::{self, BufWriter, Write};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use clap::ValueEnum;
+use hailmary_client::{Address, ReceivedEvent, Subscriber};
+use serde_json::{Map, Value, json};
+
+use super::stop_flag;
+
+/// How long one wait for an event lasts before signals are looked at.
+const LOOK_UP_EVERY: Duration = Duration::from_millis(100);
+
+/// How events are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// Topic and payload, with what a terminal should not see escaped.
+    Text,
+    /// One JSON object a line.
+    Json,
+    /// The payload and a newline.
+    Raw,
+}
+
+/// Prints events till enough came, the time is over, or a signal comes.
+#[derive(Debug, clap::Args)]
+pub struct Subscribe {
+    /// What to subscribe to: '*' stands for one token, a last '>' for one or more.
+    #[arg(required = true, value_name = "PATTERN", value_parser = super::pattern)]
+    patterns: Vec<String>,
+    /// The bus: HOST:PORT, udp://HOST:PORT or unix:///PATH.
+    #[arg(
+        long,
+        value_name = "ADDR",
+        env = "HAILMARY_BUS",
+        default_value = "127.0.0.1:7277"
+    )]
+    from: Address,
+    /// Share the events with the other members of this group.
+    #[arg(long)]
+    group: Option<String>,
+    /// What the bus calls this subscriber in its metrics.
+    #[arg(long)]
+    name: Option<String>,
+    /// Take this share of the events, over 0 and at most 1.
+    #[arg(long, value_name = "SHARE", value_parser = super::share)]
+    sample: Option<f64>,
+    /// Take at most so many events a second.
+    #[arg(long, value_name = "EVENTS_PER_SECOND")]
+    max_rate: Option<u32>,
+    /// How events are printed.
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
+    /// End after so many events.
+    #[arg(long)]
+    count: Option<u64>,
+    /// End after so long; with --count, exit 1 if they have not come by then.
+    #[arg(long, value_name = "SECONDS", value_parser = super::seconds)]
+    timeout: Option<Duration>,
+}
+
+impl Subscribe {
+    /// Subscribes and prints.
+    ///
+    /// # Errors
+    ///
+    /// Where the bus refuses, or fewer events than wanted came in time.
+    pub fn run(&self) -> anyhow::Result<()> {
+        let stop = stop_flag()?;
+        let deadline = self.timeout.map(|timeout| Instant::now() + timeout);
+        let mut subscriber = self.open()?;
+        let mut out = BufWriter::new(io::stdout().lock());
+        let mut printed = 0;
+        let mut is_announced = false;
+        let is_over = |now: Instant| deadline.is_some_and(|deadline| now >= deadline);
+        while self.count.is_none_or(|count| printed < count)
+            && !stop.load(Ordering::Relaxed)
+            && !is_over(Instant::now())
+        {
+            if subscriber.is_subscribed() && !is_announced {
+                is_announced = true;
+                eprintln!("subscribed");
+            }
+            // Waits only when nothing is left to take, and by then all is printed.
+            let event = match subscriber.recv_timeout(Duration::ZERO)? {
+                Some(event) => Some(event),
+                None => {
+                    if out.flush().is_err() {
+                        break;
+                    }
+                    let rest = deadline.map_or(LOOK_UP_EVERY, |deadline| {
+                        deadline.saturating_duration_since(Instant::now())
+                    });
+                    subscriber.recv_timeout(rest.min(LOOK_UP_EVERY))?
+                }
+            };
+            if let Some(event) = event {
+                printed += 1;
+                if self.print(&event, &mut out).is_err() {
+                    break; // Nobody reads any more.
+                }
+            }
+        }
+        let _ = out.flush();
+        let stats = subscriber.close();
+        eprintln!(
+            "received {}, lost {} on the way, dropped {} by the bus",
+            stats.received, stats.lost, stats.dropped_by_bus
+        );
+        match self.count {
+            Some(count) if printed < count && is_over(Instant::now()) => {
+                bail!("{printed} of {count} events came in time")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn open(&self) -> anyhow::Result<Subscriber> {
+        let mut builder = Subscriber::builder(&self.from);
+        for pattern in &self.patterns {
+            builder = builder.pattern(pattern);
+        }
+        if let Some(group) = &self.group {
+            builder = builder.group(group);
+        }
+        if let Some(name) = &self.name {
+            builder = builder.name(name);
+        }
+        if let Some(share) = self.sample {
+            builder = builder.sample(share);
+        }
+        if let Some(rate) = self.max_rate {
+            builder = builder.rate(rate);
+        }
+        builder
+            .open()
+            .with_context(|| format!("cannot subscribe at {}", self.from))
+    }
+
+    fn print(&self, event: &ReceivedEvent, out: &mut impl Write) -> io::Result<()> {
+        match self.format {
+            Format::Text => writeln!(out, "{}\t{}", event.topic, printable(&event.payload)),
+            Format::Json => writeln!(out, "{}", as_json(event)),
+            Format::Raw => {
+                out.write_all(&event.payload)?;
+                out.write_all(b"\n")
+            }
+        }
+    }
+}
+
+/// Text as it is, but for control characters and what is no text: a payload is not to steer the
+/// reader's terminal.
+fn printable(payload: &[u8]) -> String {
+    let mut text = String::new();
+    for chunk in payload.utf8_chunks() {
+        for character in chunk.valid().chars() {
+            if character.is_control() {
+                text.extend(character.escape_default());
+            } else {
+                text.push(character);
+            }
+        }
+        text.push_str(&chunk.invalid().escape_ascii().to_string());
+    }
+    text
+}
+
+fn as_json(event: &ReceivedEvent) -> Value {
+    let attributes: Map<String, Value> = event
+        .attributes
+        .iter()
+        .map(|(name, value)| (name.clone(), json!(value)))
+        .collect();
+    let mut object = Map::new();
+    object.insert("topic".to_owned(), json!(event.topic));
+    put_bytes(&mut object, "key", &event.key);
+    put_bytes(&mut object, "payload", &event.payload);
+    object.insert("time_unix_nano".to_owned(), json!(event.time_unix_nano));
+    object.insert("attributes".to_owned(), Value::Object(attributes));
+    object.insert("weight".to_owned(), json!(event.weight));
+    Value::Object(object)
+}
+
+fn put_bytes(object: &mut Map<String, Value>, name: &str, bytes: &[u8]) {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => object.insert(name.to_owned(), json!(text)),
+        Err(_) => object.insert(format!("{name}_base64"), json!(STANDARD.encode(bytes))),
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_payload_does_not_steer_the_terminal() {
+        assert_eq!(printable("é\u{1b}[2J\n".as_bytes()), "é\\u{1b}[2J\\n");
+        assert_eq!(printable(b"a\xffb"), "a\\xffb");
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_are_base64() {
+        let mut object = Map::new();
+        put_bytes(&mut object, "key", b"k");
+        put_bytes(&mut object, "payload", b"\xff");
+        assert_eq!(
+            Value::Object(object),
+            json!({"key": "k", "payload_base64": "/w=="})
+        );
+    }
+}

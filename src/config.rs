@@ -1,0 +1,721 @@
+//! Configuration: what the file says, checked once, and turned into the program's own types.
+//!
+//! [`Config`] is the file's shape, defaults filled in. [`Config::check`] finds everything that is
+//! impossible in it, by line, and makes [`Plan`], which the rest of the program works with.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use hailmary_proto::topic;
+use hailmary_proto::write::DATAGRAM_BYTES_MAX;
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use toml::Spanned;
+
+use crate::bus::access::{Access, Effect, Rule, Rules};
+use crate::bus::address::Address;
+use crate::bus::leases::{LeaseLimits, is_legal_name};
+use crate::bus::limits::{FRAME_BYTES_MIN, LEASE_MS_MAX, LEASE_MS_MIN};
+use crate::bus::{Settings, StaticSubscriber};
+use crate::net::listener::ListenAddress;
+
+/// Bytes of a Unix socket's path: what `sun_path` holds besides its end (unix(7)).
+const PATH_BYTES_MAX: usize = 107;
+
+/// The longest that a busy loop may wait for a fuller batch, in µs: past it people notice.
+const LINGER_US_MAX: u32 = 10_000;
+
+/// Bounds of a socket buffer, in bytes.
+const BUFFER_BYTES: std::ops::RangeInclusive<usize> = 4_096..=1 << 30;
+
+/// The file.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Where to listen.
+    pub listen: Listen,
+    /// How the data thread works.
+    pub r#loop: Loop,
+    /// Who may publish and subscribe.
+    pub access: AccessRules,
+    /// Bounds.
+    pub limits: Limits,
+    /// Static members of subscriber sets.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub subscriber: Vec<StaticEntry>,
+    /// Topics counted apart.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub topic: Vec<TopicEntry>,
+}
+
+/// `[listen]`
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Listen {
+    /// UDP addresses.
+    pub udp: Vec<Spanned<String>>,
+    /// Paths of Unix datagram sockets.
+    pub unix: Vec<Spanned<PathBuf>>,
+    /// The admin's HTTP address, or `off`.
+    pub admin: Spanned<String>,
+}
+
+impl Default for Listen {
+    fn default() -> Self {
+        Self {
+            udp: vec![unspanned("127.0.0.1:7277".to_owned())],
+            unix: Vec::new(),
+            admin: unspanned("127.0.0.1:7278".to_owned()),
+        }
+    }
+}
+
+/// `[loop]`
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Loop {
+    /// Data threads.
+    pub workers: Spanned<u32>,
+    /// How long a busy loop waits for a fuller batch, in µs.
+    pub linger_us: Spanned<u32>,
+    /// Receive buffer of each listener, in bytes.
+    pub receive_buffer_bytes: Spanned<usize>,
+    /// Send buffer of each egress socket, in bytes.
+    pub send_buffer_bytes: Spanned<usize>,
+}
+
+impl Default for Loop {
+    fn default() -> Self {
+        Self {
+            workers: unspanned(1),
+            linger_us: unspanned(500),
+            receive_buffer_bytes: unspanned(8 << 20),
+            send_buffer_bytes: unspanned(8 << 20),
+        }
+    }
+}
+
+/// `[access]`
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AccessRules {
+    /// Who may publish.
+    pub publish: Vec<AccessRule>,
+    /// Who may subscribe.
+    pub subscribe: Vec<AccessRule>,
+}
+
+impl Default for AccessRules {
+    fn default() -> Self {
+        let loopback = AccessRule {
+            from: ["127.0.0.0/8", "::1"]
+                .map(|network| unspanned(network.to_owned()))
+                .into(),
+            topics: vec![unspanned(">".to_owned())],
+            deny: false,
+        };
+        Self {
+            publish: vec![loopback.clone()],
+            subscribe: vec![loopback],
+        }
+    }
+}
+
+/// One rule of `[access]`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct AccessRule {
+    /// Networks or addresses.
+    pub from: Vec<Spanned<String>>,
+    /// Patterns.
+    pub topics: Vec<Spanned<String>>,
+    /// Whether the rule takes instead of gives.
+    #[serde(default)]
+    pub deny: bool,
+}
+
+/// `[limits]`
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Leases in all.
+    pub leases: usize,
+    /// Leases of one host: an IPv4 address, an IPv6 /64 network, or all Unix sockets.
+    pub leases_per_source: usize,
+    /// Patterns of one subscriber.
+    pub patterns_per_subscriber: usize,
+    /// Names by lease that have a series of their own in the metrics.
+    pub subscriber_series: usize,
+    /// The lease of a subscriber that does not say, in ms.
+    pub lease_ms: Spanned<u32>,
+    /// The longest lease, in ms.
+    pub lease_ms_max: Spanned<u32>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            leases: 4_096,
+            leases_per_source: 1_024,
+            patterns_per_subscriber: 64,
+            subscriber_series: 256,
+            lease_ms: unspanned(30_000),
+            lease_ms_max: unspanned(LEASE_MS_MAX),
+        }
+    }
+}
+
+/// `[[subscriber]]`
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct StaticEntry {
+    /// Its name in metrics.
+    pub name: Spanned<String>,
+    /// Where its datagrams go.
+    pub address: Spanned<String>,
+    /// What it gets.
+    pub topics: Vec<Spanned<String>>,
+    /// The largest datagram it takes, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_frame_bytes: Option<Spanned<u32>>,
+}
+
+/// `[[topic]]`
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct TopicEntry {
+    /// Which topics: the first entry that matches counts.
+    pub r#match: Spanned<String>,
+}
+
+/// What the program is to do.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Where to listen.
+    pub listen: Vec<ListenAddress>,
+    /// Where the admin listens, if at all.
+    pub admin: Option<SocketAddr>,
+    /// How long a busy loop waits for a fuller batch.
+    pub linger: Duration,
+    /// Receive buffer of each listener.
+    pub receive_buffer_bytes: usize,
+    /// Send buffer of each egress socket.
+    pub send_buffer_bytes: usize,
+    /// For the core.
+    pub settings: Settings,
+}
+
+/// One thing that is wrong, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The line in the file, from 1; none where a default or a flag is at fault.
+    pub line: Option<usize>,
+    /// What is wrong and what is allowed.
+    pub message: String,
+}
+
+/// Everything that is wrong with a configuration.
+#[derive(Debug, thiserror::Error)]
+pub struct ConfigError {
+    file: String,
+    problems: Vec<Problem>,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, problem) in self.problems.iter().enumerate() {
+            let newline = if index > 0 { "\n" } else { "" };
+            match problem.line {
+                Some(line) => write!(f, "{newline}{}:{line}: {}", self.file, problem.message)?,
+                None => write!(f, "{newline}{}: {}", self.file, problem.message)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    ///
+    /// All that is wrong with it, with lines.
+    pub fn load(file: &Path) -> Result<(Self, Plan), ConfigError> {
+        let name = file.display().to_string();
+        let text = fs::read_to_string(file).map_err(|error| unreadable(&name, &error))?;
+        Self::parse(&name, &text)
+    }
+
+    /// Reads and checks a file's text.
+    ///
+    /// # Errors
+    ///
+    /// All that is wrong with it, with lines.
+    pub fn parse(name: &str, text: &str) -> Result<(Self, Plan), ConfigError> {
+        let fail = |problems| ConfigError {
+            file: name.to_owned(),
+            problems,
+        };
+        let is_blank = |line: &str| line.trim().is_empty() || line.trim().starts_with('#');
+        if text.lines().all(is_blank) {
+            let message = "the file is empty: start from what `hailmary serve --print-config` \
+                           prints, or leave --config out";
+            return Err(fail(vec![Problem {
+                line: None,
+                message: message.to_owned(),
+            }]));
+        }
+        let config: Config = toml::from_str(text).map_err(|error| {
+            let line = error.span().map(|span| line_of(text, span.start));
+            fail(vec![Problem {
+                line,
+                message: error.message().to_owned(),
+            }])
+        })?;
+        let plan = config.check(name, text)?;
+        Ok((config, plan))
+    }
+
+    /// Turns it into what the program works with.
+    ///
+    /// # Errors
+    ///
+    /// All that is impossible in it.
+    pub fn check(&self, name: &str, text: &str) -> Result<Plan, ConfigError> {
+        let mut checker = Checker {
+            text,
+            problems: Vec::new(),
+        };
+        let plan = checker.plan(self);
+        match checker.problems {
+            problems if problems.is_empty() => Ok(plan),
+            problems => Err(ConfigError {
+                file: name.to_owned(),
+                problems,
+            }),
+        }
+    }
+}
+
+fn unreadable(name: &str, error: &io::Error) -> ConfigError {
+    let message = format!("cannot be read: {error}");
+    ConfigError {
+        file: name.to_owned(),
+        problems: vec![Problem {
+            line: None,
+            message,
+        }],
+    }
+}
+
+fn unspanned<T>(value: T) -> Spanned<T> {
+    Spanned::new(0..0, value)
+}
+
+fn line_of(text: &str, offset: usize) -> usize {
+    let before = text.as_bytes().get(..offset).unwrap_or_default();
+    1 + before.iter().filter(|byte| **byte == b'\n').count()
+}
+
+/// Collects what is wrong while it builds the plan.
+struct Checker<'a> {
+    text: &'a str,
+    problems: Vec<Problem>,
+}
+
+impl Checker<'_> {
+    fn plan(&mut self, config: &Config) -> Plan {
+        let looped = &config.r#loop;
+        if *looped.workers.get_ref() != 1 {
+            self.refuse(
+                &looped.workers,
+                "workers must be 1: this version has one data thread",
+            );
+        }
+        let linger_us = *looped.linger_us.get_ref();
+        if linger_us > LINGER_US_MAX {
+            self.refuse(
+                &looped.linger_us,
+                &format!("linger_us must be 0 to {LINGER_US_MAX}"),
+            );
+        }
+        Plan {
+            listen: self.listen(&config.listen),
+            admin: self.admin(&config.listen.admin),
+            linger: Duration::from_micros(linger_us.into()),
+            receive_buffer_bytes: self.buffer("receive_buffer_bytes", &looped.receive_buffer_bytes),
+            send_buffer_bytes: self.buffer("send_buffer_bytes", &looped.send_buffer_bytes),
+            settings: self.settings(config),
+        }
+    }
+
+    fn settings(&mut self, config: &Config) -> Settings {
+        Settings {
+            access: Access {
+                publish: self.rules(&config.access.publish),
+                subscribe: self.rules(&config.access.subscribe),
+            },
+            leases: self.lease_limits(&config.limits),
+            leased_series_max: config.limits.subscriber_series,
+            subscribers: self.subscribers(&config.subscriber),
+            topic_policies: self.policies(&config.topic),
+        }
+    }
+
+    fn listen(&mut self, listen: &Listen) -> Vec<ListenAddress> {
+        let mut addresses = Vec::new();
+        for udp in &listen.udp {
+            match udp.get_ref().parse() {
+                Ok(address) => addresses.push(ListenAddress::Udp(address)),
+                Err(_) => self.refuse(
+                    udp,
+                    "an address is IP:PORT, such as \"127.0.0.1:7277\" or \"[::1]:7277\"",
+                ),
+            }
+        }
+        for unix in &listen.unix {
+            let path = unix.get_ref();
+            if path.is_absolute() && path.as_os_str().len() <= PATH_BYTES_MAX {
+                addresses.push(ListenAddress::Unix(path.clone()));
+            } else {
+                self.refuse(
+                    unix,
+                    &format!("a Unix socket's path is absolute and at most {PATH_BYTES_MAX} bytes"),
+                );
+            }
+        }
+        if listen.udp.is_empty() && listen.unix.is_empty() {
+            let message = "listen.udp and listen.unix are both empty: a bus listens somewhere";
+            self.problems.push(Problem {
+                line: None,
+                message: message.to_owned(),
+            });
+        }
+        addresses
+    }
+
+    fn admin(&mut self, admin: &Spanned<String>) -> Option<SocketAddr> {
+        if admin.get_ref() == "off" {
+            return None;
+        }
+        let address = admin.get_ref().parse().ok();
+        if address.is_none() {
+            self.refuse(
+                admin,
+                "admin is IP:PORT, such as \"127.0.0.1:7278\", or \"off\"",
+            );
+        }
+        address
+    }
+
+    fn buffer(&mut self, key: &str, bytes: &Spanned<usize>) -> usize {
+        if !BUFFER_BYTES.contains(bytes.get_ref()) {
+            let (least, most) = (BUFFER_BYTES.start(), BUFFER_BYTES.end());
+            self.refuse(bytes, &format!("{key} must be {least} to {most}"));
+        }
+        *bytes.get_ref()
+    }
+
+    fn rules(&mut self, rules: &[AccessRule]) -> Rules {
+        let rule = |rule: &AccessRule| Rule {
+            from: rule
+                .from
+                .iter()
+                .filter_map(|from| self.network(from))
+                .collect(),
+            topics: self.patterns(&rule.topics),
+            effect: if rule.deny {
+                Effect::Deny
+            } else {
+                Effect::Allow
+            },
+        };
+        Rules(rules.iter().map(rule).collect())
+    }
+
+    fn network(&mut self, from: &Spanned<String>) -> Option<IpNet> {
+        let text = from.get_ref();
+        let network = text
+            .parse()
+            .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
+            .ok();
+        if network.is_none() {
+            self.refuse(
+                from,
+                "a source is an address or a network, such as \"10.0.0.0/8\" or \"::1\"",
+            );
+        }
+        network.map(canonical)
+    }
+
+    fn lease_limits(&mut self, limits: &Limits) -> LeaseLimits {
+        for (key, lease) in [
+            ("lease_ms", &limits.lease_ms),
+            ("lease_ms_max", &limits.lease_ms_max),
+        ] {
+            if !(LEASE_MS_MIN..=LEASE_MS_MAX).contains(lease.get_ref()) {
+                self.refuse(
+                    lease,
+                    &format!("{key} must be {LEASE_MS_MIN} to {LEASE_MS_MAX}"),
+                );
+            }
+        }
+        if limits.lease_ms.get_ref() > limits.lease_ms_max.get_ref() {
+            self.refuse(&limits.lease_ms, "lease_ms must not be over lease_ms_max");
+        }
+        LeaseLimits {
+            leases_max: limits.leases,
+            leases_per_origin_max: limits.leases_per_source,
+            patterns_max: limits.patterns_per_subscriber,
+            lease_ms: *limits.lease_ms.get_ref(),
+            lease_ms_max: *limits.lease_ms_max.get_ref(),
+        }
+    }
+
+    fn subscribers(&mut self, entries: &[StaticEntry]) -> Vec<StaticSubscriber> {
+        let mut subscribers: Vec<StaticSubscriber> = Vec::new();
+        for entry in entries {
+            let name = entry.name.get_ref();
+            if name.is_empty() || !is_legal_name(name) {
+                self.refuse(&entry.name, "a name is 1 to 64 of A-Z a-z 0-9 . _ -");
+            }
+            if subscribers.iter().any(|other| other.name == *name) {
+                self.refuse(
+                    &entry.name,
+                    &format!("there is a subscriber {name} already"),
+                );
+            }
+            if entry.topics.is_empty() {
+                self.refuse(
+                    &entry.name,
+                    "a subscriber has at least one pattern in topics",
+                );
+            }
+            let frame_bytes_max = entry
+                .max_frame_bytes
+                .as_ref()
+                .map(|bytes| self.frame_bytes(bytes));
+            subscribers.push(StaticSubscriber {
+                name: name.clone(),
+                topics: self.patterns(&entry.topics),
+                frame_bytes_max,
+                address: match self.subscriber_address(&entry.address) {
+                    Some(address) => address,
+                    None => continue,
+                },
+            });
+        }
+        subscribers
+    }
+
+    fn frame_bytes(&mut self, bytes: &Spanned<u32>) -> u32 {
+        let value = *bytes.get_ref();
+        if value < FRAME_BYTES_MIN || value as usize > DATAGRAM_BYTES_MAX {
+            let range = format!("{FRAME_BYTES_MIN} to {DATAGRAM_BYTES_MAX}");
+            self.refuse(bytes, &format!("max_frame_bytes must be {range}"));
+        }
+        value
+    }
+
+    fn subscriber_address(&mut self, address: &Spanned<String>) -> Option<Address> {
+        let text = address.get_ref();
+        let parsed = match text.strip_prefix("unix://") {
+            Some(path) if path.starts_with('/') && path.len() <= PATH_BYTES_MAX => {
+                Some(Address::Unix(path.as_bytes().into()))
+            }
+            Some(_) => None,
+            None => {
+                let ip: Option<SocketAddr> =
+                    text.strip_prefix("udp://").unwrap_or(text).parse().ok();
+                ip.filter(|ip| ip.port() != 0).map(Address::Ip)
+            }
+        };
+        if parsed.is_none() {
+            self.refuse(
+                address,
+                "a subscriber's address is IP:PORT, udp://IP:PORT or unix:///PATH",
+            );
+        }
+        parsed
+    }
+
+    fn policies(&mut self, entries: &[TopicEntry]) -> Vec<String> {
+        let mut policies = Vec::new();
+        for entry in entries {
+            let pattern = self.pattern(&entry.r#match);
+            if policies.contains(&pattern) {
+                self.refuse(&entry.r#match, "there is an entry for this pattern already");
+            }
+            policies.push(pattern);
+        }
+        policies
+    }
+
+    fn patterns(&mut self, patterns: &[Spanned<String>]) -> Vec<String> {
+        patterns
+            .iter()
+            .map(|pattern| self.pattern(pattern))
+            .collect()
+    }
+
+    fn pattern(&mut self, pattern: &Spanned<String>) -> String {
+        if let Err(error) = topic::check_pattern(pattern.get_ref().as_bytes()) {
+            self.refuse(pattern, &error.to_string());
+        }
+        pattern.get_ref().clone()
+    }
+
+    fn refuse<T: fmt::Debug>(&mut self, value: &Spanned<T>, message: &str) {
+        let span = value.span();
+        self.problems.push(Problem {
+            line: (!span.is_empty()).then(|| line_of(self.text, span.start)),
+            message: format!("{:?}: {message}", value.get_ref()),
+        });
+    }
+}
+
+/// An IPv4-mapped network as IPv4.
+fn canonical(network: IpNet) -> IpNet {
+    const MAPPED_BITS: u8 = 96;
+    match network {
+        IpNet::V6(v6) if v6.prefix_len() >= MAPPED_BITS => match v6.addr().to_ipv4_mapped() {
+            Some(v4) => {
+                ipnet::Ipv4Net::new(v4, v6.prefix_len() - MAPPED_BITS).map_or(network, IpNet::V4)
+            }
+            None => network,
+        },
+        _ => network,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problems(text: &str) -> String {
+        Config::parse("bus.toml", text)
+            .map(|_| ())
+            .unwrap_err()
+            .to_string()
+    }
+
+    #[test]
+    fn names_the_line_and_what_is_allowed() {
+        for (text, expected) in [
+            ("", "bus.toml: the file is empty"),
+            ("# only\n\n", "bus.toml: the file is empty"),
+            (
+                "[listen]\nupd = []\n",
+                "bus.toml:2: unknown field `upd`, expected one of `udp`",
+            ),
+            (
+                "[listen]\nudp = [\n \"localhost:1\"]\n",
+                "bus.toml:3: \"localhost:1\": an address is IP:PORT",
+            ),
+            ("[listen]\nudp = []\n", "both empty"),
+            (
+                "[listen]\nunix = [\"bus.sock\"]\n",
+                "bus.toml:2: \"bus.sock\": a Unix socket's path is absolute",
+            ),
+            (
+                "[listen]\nadmin = \"on\"\n",
+                "bus.toml:2: \"on\": admin is IP:PORT",
+            ),
+            ("[loop]\nworkers = 2\n", "bus.toml:2: 2: workers must be 1"),
+            (
+                "[loop]\nlinger_us = 10001\n",
+                "linger_us must be 0 to 10000",
+            ),
+            ("[loop]\nlinger_us = -1\n", "bus.toml:2: "),
+            (
+                "[loop]\nsend_buffer_bytes = 1\n",
+                "send_buffer_bytes must be 4096 to",
+            ),
+            (
+                "[limits]\nlease_ms = 300001\n",
+                "lease_ms must be 1000 to 300000",
+            ),
+            (
+                "[limits]\nlease_ms = 9000\nlease_ms_max = 8000\n",
+                "bus.toml:2: 9000: lease_ms must not be over",
+            ),
+            (
+                "[access]\npublish = [{ from = [\"10/8\"], topics = [\">\"] }]\n",
+                "bus.toml:2: \"10/8\": a source is",
+            ),
+            (
+                "[access]\npublish = [{ from = [], topics = [\"a.>.b\"] }]\n",
+                "bus.toml:2: \"a.>.b\": ",
+            ),
+            (
+                "[[subscriber]]\nname = \"a b\"\naddress = \"1.2.3.4:5\"\ntopics = [\"a\"]\n",
+                "bus.toml:2: \"a b\": a name",
+            ),
+            (
+                "[[subscriber]]\nname = \"a\"\naddress = \"1.2.3.4\"\ntopics = [\"a\"]\n",
+                "bus.toml:3: \"1.2.3.4\": a subscriber's address",
+            ),
+            (
+                "[[subscriber]]\nname = \"a\"\naddress = \"1.2.3.4:5\"\ntopics = []\n",
+                "at least one pattern",
+            ),
+            (
+                "[[subscriber]]\nname = \"a\"\naddress = \"1.2.3.4:5\"\ntopics = [\"a\"]\nmax_frame_bytes = 65508\n",
+                "bus.toml:5: 65508: max_frame_bytes must be 508 to 65507",
+            ),
+            (
+                "[[topic]]\nmatch = \"a\"\n[[topic]]\nmatch = \"a\"\n",
+                "bus.toml:4: \"a\": there is an entry",
+            ),
+            (
+                "[[topic]]\nmatch = \"a\"\nevents_per_second = 5\n",
+                "bus.toml:3: unknown field `events_per_second`",
+            ),
+            ("[listen\n", "bus.toml:1: "),
+        ] {
+            let told = problems(text);
+            assert!(
+                told.contains(expected),
+                "{text:?} told {told:?}, not {expected:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn tells_all_problems_at_once() {
+        let told = problems("[loop]\nworkers = 3\nlinger_us = 99999\n");
+        assert_eq!(told.lines().count(), 2, "{told}");
+    }
+
+    #[test]
+    fn what_is_printed_is_read_back_the_same() {
+        let text = "[listen]\nunix = [\"/run/x.sock\"]\n[[subscriber]]\nname = \"a\"\n\
+                    address = \"unix:///run/a.sock\"\ntopics = [\"a.>\"]\nmax_frame_bytes = 9000\n\
+                    [[topic]]\nmatch = \"spam.>\"\n";
+        let (config, _) = Config::parse("x", text).unwrap();
+        let printed = toml::to_string(&config).unwrap();
+        let (again, plan) = Config::parse("x", &printed).unwrap();
+        assert_eq!(toml::to_string(&again).unwrap(), printed);
+        assert_eq!(plan.listen.len(), 2);
+        assert_eq!(plan.settings.subscribers[0].frame_bytes_max, Some(9000));
+        let (_, defaults) =
+            Config::parse("x", &toml::to_string(&Config::default()).unwrap()).unwrap();
+        assert_eq!(defaults.admin, Some("127.0.0.1:7278".parse().unwrap()));
+    }
+
+    #[test]
+    fn a_mapped_network_is_ipv4() {
+        assert_eq!(
+            canonical("::ffff:10.0.0.0/104".parse().unwrap()),
+            "10.0.0.0/8".parse().unwrap()
+        );
+        assert_eq!(
+            canonical("2001:db8::/96".parse().unwrap()),
+            "2001:db8::/96".parse().unwrap()
+        );
+    }
+}

@@ -1,0 +1,119 @@
+//! Logs: to standard error, quiet, and never a line for each datagram.
+
+use std::collections::HashMap;
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use clap::ValueEnum;
+use tracing::{Level, warn};
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Sends this program's logs of `level` and above to standard error.
+pub fn start(format: Format, level: Level) {
+    let builder = tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
+    match format {
+        Format::Text => builder.with_target(false).init(),
+        Format::Json => builder.json().flatten_event(true).init(),
+    }
+}
+
+/// What may go wrong again and again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Recurring {
+    /// A listener gives an error.
+    Receive,
+    /// An answer to a subscriber cannot be sent.
+    Answer,
+    /// No socket or address can be had for a subscriber.
+    Reach,
+}
+
+/// How long after one line of a kind the next may follow.
+const LINE_EVERY: Duration = Duration::from_secs(1);
+
+/// Lets one line of each kind through a second and tells how many it kept back.
+#[derive(Debug, Default)]
+pub struct Suppressor {
+    kinds: HashMap<Recurring, Seen>,
+}
+
+#[derive(Debug)]
+struct Seen {
+    written: Instant,
+    suppressed: u64,
+}
+
+impl Suppressor {
+    /// Writes a line by `write`, or counts it.
+    pub fn warn(&mut self, kind: Recurring, write: impl FnOnce()) {
+        match self.admit(kind, Instant::now()) {
+            None => {}
+            Some(suppressed) => {
+                if suppressed > 0 {
+                    warn!(?kind, suppressed, "lines suppressed");
+                }
+                write();
+            }
+        }
+    }
+
+    /// How many were kept back since the last line of this kind, if one may be written now.
+    fn admit(&mut self, kind: Recurring, now: Instant) -> Option<u64> {
+        match self.kinds.get_mut(&kind) {
+            Some(seen) if now.saturating_duration_since(seen.written) < LINE_EVERY => {
+                seen.suppressed += 1;
+                None
+            }
+            Some(seen) => {
+                seen.written = now;
+                Some(std::mem::take(&mut seen.suppressed))
+            }
+            None => {
+                self.kinds.insert(
+                    kind,
+                    Seen {
+                        written: now,
+                        suppressed: 0,
+                    },
+                );
+                Some(0)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_line_a_second_of_each_kind_with_the_count_of_the_others() {
+        let mut logs = Suppressor::default();
+        let start = Instant::now();
+        assert_eq!(logs.admit(Recurring::Receive, start), Some(0));
+        for _ in 0..3 {
+            assert_eq!(logs.admit(Recurring::Receive, start + LINE_EVERY / 2), None);
+        }
+        assert_eq!(
+            logs.admit(Recurring::Answer, start),
+            Some(0),
+            "another kind"
+        );
+        assert_eq!(logs.admit(Recurring::Receive, start + LINE_EVERY), Some(3));
+        assert_eq!(
+            logs.admit(Recurring::Receive, start + 2 * LINE_EVERY),
+            Some(0)
+        );
+    }
+}

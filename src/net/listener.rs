@@ -1,0 +1,273 @@
+//! The sockets that datagrams come in by, and how all sockets are opened.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use socket2::{Domain, SockAddr, Socket, Type};
+
+use crate::bus::address::Address;
+
+use super::address::to_sockaddr;
+use super::sys;
+
+/// Where to listen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ListenAddress {
+    /// On UDP. Port 0: any that is free.
+    Udp(SocketAddr),
+    /// On a Unix datagram socket.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for ListenAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ListenAddress::Udp(address) => write!(f, "udp://{address}"),
+            ListenAddress::Unix(path) => write!(f, "unix://{}", path.display()),
+        }
+    }
+}
+
+/// Why a listener could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// Somebody has the port.
+    #[error("{0} is in use: another bus may be running, or choose another port")]
+    PortInUse(ListenAddress),
+    /// Somebody listens on the path.
+    #[error("{0} is in use by a running process")]
+    PathInUse(ListenAddress),
+    /// The path is taken by what is no socket, and is left as it is.
+    #[error("{0} exists and is not a socket")]
+    NotASocket(ListenAddress),
+    /// What the system says.
+    #[error("cannot listen on {0}: {1}")]
+    System(ListenAddress, io::Error),
+}
+
+/// A bound socket that datagrams come in by.
+#[derive(Debug)]
+pub struct Listener {
+    socket: Socket,
+    name: String,
+    /// Its path and the file's device and number, to be removed by none but its owner.
+    path: Option<(PathBuf, (u64, u64))>,
+    buffer: Buffer,
+}
+
+/// A receive buffer, as asked for and as granted, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Buffer {
+    /// What the configuration wants.
+    pub wanted: usize,
+    /// What the kernel says it granted.
+    pub granted: usize,
+}
+
+impl Listener {
+    /// Binds a socket without waiting modes, with a large receive buffer.
+    ///
+    /// # Errors
+    ///
+    /// See [`BindError`].
+    pub fn bind(address: &ListenAddress, receive_buffer_bytes: usize) -> Result<Self, BindError> {
+        let system = |error| BindError::System(address.clone(), error);
+        let (socket, path) = match address {
+            ListenAddress::Udp(ip) => (bind_udp(address, *ip)?, None),
+            ListenAddress::Unix(path) => {
+                let socket = bind_unix(address, path)?;
+                (socket, Some((path.clone(), file_id(path).map_err(system)?)))
+            }
+        };
+        let granted = grow_receive_buffer(&socket, receive_buffer_bytes).map_err(system)?;
+        let name = match socket.local_addr().map_err(system)?.as_socket() {
+            Some(ip) => ListenAddress::Udp(ip).to_string(),
+            None => address.to_string(),
+        };
+        let buffer = Buffer {
+            wanted: receive_buffer_bytes,
+            granted,
+        };
+        Ok(Self {
+            socket,
+            name,
+            path,
+            buffer,
+        })
+    }
+
+    /// Its address with scheme and the real port: the label of its metrics.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its receive buffer.
+    #[must_use]
+    pub fn buffer(&self) -> Buffer {
+        self.buffer
+    }
+
+    /// Sends one datagram from this very socket, so that it comes from where was asked.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says, "would block" included.
+    pub fn answer(&self, to: &Address, datagram: &[u8]) -> io::Result<()> {
+        self.socket.send_to(datagram, &to_sockaddr(to)?).map(|_| ())
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Some((path, id)) = &self.path
+            && file_id(path).is_ok_and(|now| now == *id)
+        {
+            // Gone already is as good as removed.
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+/// Opens a socket to send by, with a large send buffer, so that datagrams which wait for one
+/// dead host's address leave room for the living.
+///
+/// # Errors
+///
+/// Where this host lacks the address family, or sockets.
+pub fn open_egress(domain: Domain, send_buffer_bytes: usize) -> io::Result<Socket> {
+    let socket = open(domain)?;
+    if sys::force_send_buffer(socket.as_fd(), send_buffer_bytes).is_err() {
+        socket.set_send_buffer_size(send_buffer_bytes)?;
+    }
+    sys::enable_error_queue(socket.as_fd(), domain)?;
+    Ok(socket)
+}
+
+fn open(domain: Domain) -> io::Result<Socket> {
+    let socket = Socket::new(domain, Type::DGRAM, None)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+fn bind_udp(address: &ListenAddress, ip: SocketAddr) -> Result<Socket, BindError> {
+    let bind = || {
+        let socket = open(Domain::for_address(ip))?;
+        if ip.is_ipv6() {
+            // So that 0.0.0.0 and [::] are two listeners, on every system alike.
+            socket.set_only_v6(true)?;
+        }
+        socket.bind(&ip.into())?;
+        Ok(socket)
+    };
+    bind().map_err(|error: io::Error| match error.kind() {
+        io::ErrorKind::AddrInUse => BindError::PortInUse(address.clone()),
+        _ => BindError::System(address.clone(), error),
+    })
+}
+
+fn bind_unix(address: &ListenAddress, path: &Path) -> Result<Socket, BindError> {
+    let system = |error| BindError::System(address.clone(), error);
+    let socket = open(Domain::UNIX).map_err(system)?;
+    let unix = SockAddr::unix(path).map_err(system)?;
+    if let Ok(file) = fs::symlink_metadata(path) {
+        if !file.file_type().is_socket() {
+            return Err(BindError::NotASocket(address.clone()));
+        }
+        // Only a socket that nobody holds refuses: left behind by a process that was killed.
+        match open(Domain::UNIX).and_then(|probe| probe.connect(&unix)) {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                fs::remove_file(path).map_err(system)?;
+            }
+            _ => return Err(BindError::PathInUse(address.clone())),
+        }
+    }
+    socket.bind(&unix).map_err(system)?;
+    Ok(socket)
+}
+
+fn file_id(path: &Path) -> io::Result<(u64, u64)> {
+    let file = fs::symlink_metadata(path)?;
+    Ok((file.dev(), file.ino()))
+}
+
+fn grow_receive_buffer(socket: &Socket, bytes: usize) -> io::Result<usize> {
+    if sys::force_receive_buffer(socket.as_fd(), bytes).is_err() {
+        socket.set_recv_buffer_size(bytes)?;
+    }
+    let granted = socket.recv_buffer_size()?;
+    // Linux doubles what is asked, for its own bookkeeping, and tells the double.
+    Ok(if cfg!(target_os = "linux") {
+        granted / 2
+    } else {
+        granted
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BUFFER: usize = 1 << 16;
+
+    fn bind(address: &ListenAddress) -> Result<Listener, BindError> {
+        Listener::bind(address, BUFFER)
+    }
+
+    #[test]
+    fn names_the_port_that_it_really_has() {
+        let listener = bind(&ListenAddress::Udp("127.0.0.1:0".parse().unwrap())).unwrap();
+        let port = listener
+            .socket
+            .local_addr()
+            .unwrap()
+            .as_socket()
+            .unwrap()
+            .port();
+        assert_eq!(listener.name(), format!("udp://127.0.0.1:{port}"));
+        let again = ListenAddress::Udp(format!("127.0.0.1:{port}").parse().unwrap());
+        assert!(matches!(bind(&again), Err(BindError::PortInUse(_))));
+    }
+
+    #[test]
+    fn takes_over_a_stale_path_and_no_other() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("bus.sock");
+        let address = ListenAddress::Unix(path.clone());
+
+        let live = bind(&address).unwrap();
+        assert!(matches!(bind(&address), Err(BindError::PathInUse(_))));
+        drop(live);
+        assert!(!path.exists(), "removed by its owner");
+
+        let socket = open(Domain::UNIX).unwrap();
+        socket.bind(&SockAddr::unix(&path).unwrap()).unwrap();
+        drop(socket);
+        assert!(path.exists(), "stale");
+        let live = bind(&address).unwrap();
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, "precious").unwrap();
+        drop(live);
+        assert!(path.exists(), "not the owner's any more");
+        assert!(matches!(bind(&address), Err(BindError::NotASocket(_))));
+        assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+    }
+
+    #[test]
+    fn a_missing_directory_is_named() {
+        let address = ListenAddress::Unix("/nonexistent/bus.sock".into());
+        let error = bind(&address).unwrap_err().to_string();
+        assert!(error.contains("unix:///nonexistent/bus.sock"), "{error}");
+    }
+}

@@ -1,0 +1,219 @@
+//! The one home of system calls that no library wraps: batches of datagrams, socket options,
+//! a finer sleep. Its face is safe; all of the crate's `unsafe` is in [`batch`] and here.
+//!
+//! Where there is no `recvmmsg` (or with the feature `portable`) a module of the same face
+//! takes and sends datagrams one by one.
+#![expect(unsafe_code, reason = "system calls that no crate wraps safely")]
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::Duration;
+
+use socket2::SockAddr;
+
+use crate::bus::address::Source;
+
+#[cfg(all(target_os = "linux", not(feature = "portable")))]
+mod batch;
+#[cfg(all(target_os = "linux", not(feature = "portable")))]
+pub use batch::{ReceiveRing, SendRing};
+#[cfg(any(not(target_os = "linux"), feature = "portable"))]
+mod portable;
+#[cfg(any(not(target_os = "linux"), feature = "portable"))]
+pub use portable::{ReceiveRing, SendRing};
+
+/// Most datagrams taken or handed over by one call.
+pub const BATCH: usize = 64;
+
+/// Bytes kept for one received datagram: more than any UDP payload, so that what is cut shows.
+pub const DATAGRAM_BUFFER_BYTES: usize = 65_536;
+
+/// A received datagram.
+#[derive(Clone, Copy, Debug)]
+pub struct Received<'a> {
+    /// What came.
+    pub bytes: &'a [u8],
+    /// Who sent it.
+    pub source: Source<'a>,
+    /// Whether it was longer than its buffer, so that its end is missing.
+    pub is_truncated: bool,
+}
+
+/// One datagram to send: `head` and `body` as one.
+#[derive(Clone, Copy, Debug)]
+pub struct Outgoing<'a> {
+    /// Where it goes.
+    pub to: &'a SockAddr,
+    /// Its first bytes.
+    pub head: &'a [u8],
+    /// The rest.
+    pub body: &'a [u8],
+}
+
+/// The kernel's account of a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SocketMemory {
+    /// What waiting datagrams are charged, in bytes.
+    pub receive_used_bytes: u32,
+    /// How far that may go, in bytes.
+    pub receive_buffer_bytes: u32,
+    /// Datagrams dropped since the socket was made; it wraps.
+    pub drops: u32,
+}
+
+/// The kernel's account of a socket, where the system keeps one (`SO_MEMINFO`, Linux 4.12).
+#[cfg(target_os = "linux")]
+#[must_use]
+pub fn socket_memory(socket: BorrowedFd<'_>) -> Option<SocketMemory> {
+    /// Index into the answer, and its length: `SK_MEMINFO_*` of linux/sock_diag.h.
+    const RECEIVE_USED: usize = 0;
+    const RECEIVE_BUFFER: usize = 1;
+    const DROPS: usize = 8;
+    let mut memory = [0_u32; 9];
+    let mut length = libc::socklen_t::try_from(size_of_val(&memory)).ok()?;
+    // SAFETY: the kernel writes at most `length` bytes, which is what `memory` has.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_MEMINFO,
+            memory.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    let is_whole = usize::try_from(length).is_ok_and(|length| length >= size_of_val(&memory));
+    (result == 0 && is_whole).then_some(SocketMemory {
+        receive_used_bytes: memory[RECEIVE_USED],
+        receive_buffer_bytes: memory[RECEIVE_BUFFER],
+        drops: memory[DROPS],
+    })
+}
+
+/// The kernel's account of a socket: this system keeps none.
+#[cfg(not(target_os = "linux"))]
+#[must_use]
+pub fn socket_memory(_socket: BorrowedFd<'_>) -> Option<SocketMemory> {
+    None
+}
+
+/// Asks for a receive buffer past the system's maximum, which takes CAP_NET_ADMIN.
+///
+/// # Errors
+///
+/// Where the system does not allow or not know it.
+#[cfg(target_os = "linux")]
+pub fn force_receive_buffer(socket: BorrowedFd<'_>, bytes: usize) -> io::Result<()> {
+    set_int(socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, clamp(bytes))
+}
+
+/// Asks for a send buffer past the system's maximum, which takes CAP_NET_ADMIN.
+///
+/// # Errors
+///
+/// Where the system does not allow or not know it.
+#[cfg(target_os = "linux")]
+pub fn force_send_buffer(socket: BorrowedFd<'_>, bytes: usize) -> io::Result<()> {
+    set_int(socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, clamp(bytes))
+}
+
+/// Not on this system.
+///
+/// # Errors
+///
+/// Always.
+#[cfg(not(target_os = "linux"))]
+pub fn force_receive_buffer(_socket: BorrowedFd<'_>, _bytes: usize) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// Not on this system.
+///
+/// # Errors
+///
+/// Always.
+#[cfg(not(target_os = "linux"))]
+pub fn force_send_buffer(_socket: BorrowedFd<'_>, _bytes: usize) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// Has the kernel tell of full queues behind the socket (`ENOBUFS`), and of ICMP errors, which
+/// the sends of this module tell apart from their own.
+///
+/// # Errors
+///
+/// Where the kernel refuses.
+#[cfg(target_os = "linux")]
+pub fn enable_error_queue(socket: BorrowedFd<'_>, domain: socket2::Domain) -> io::Result<()> {
+    match domain {
+        socket2::Domain::IPV4 => set_int(socket, libc::IPPROTO_IP, libc::IP_RECVERR, 1),
+        socket2::Domain::IPV6 => set_int(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVERR, 1),
+        _ => Ok(()),
+    }
+}
+
+/// This system has no error queues.
+///
+/// # Errors
+///
+/// None.
+#[cfg(not(target_os = "linux"))]
+pub fn enable_error_queue(_socket: BorrowedFd<'_>, _domain: socket2::Domain) -> io::Result<()> {
+    Ok(())
+}
+
+#[cfg(target_os = "linux")]
+fn clamp(bytes: usize) -> libc::c_int {
+    libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX)
+}
+
+#[cfg(target_os = "linux")]
+fn set_int(
+    socket: BorrowedFd<'_>,
+    level: libc::c_int,
+    option: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
+    let length = libc::socklen_t::try_from(size_of_val(&value)).unwrap_or_default();
+    // SAFETY: the kernel reads `length` bytes of `value`, which lives through the call.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            option,
+            (&raw const value).cast(),
+            length,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Sleeps for `wait`, more finely than a poll's milliseconds, or till `socket` is readable.
+pub fn wait_readable(socket: BorrowedFd<'_>, wait: Duration) {
+    let mut poll = libc::pollfd {
+        fd: socket.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    #[cfg(target_os = "linux")]
+    {
+        let wait = libc::timespec {
+            tv_sec: libc::time_t::try_from(wait.as_secs()).unwrap_or(libc::time_t::MAX),
+            tv_nsec: wait.subsec_nanos().into(),
+        };
+        // SAFETY: one pollfd, a timespec and no signal mask, all living through the call. That it
+        // was interrupted is as good as that it woke.
+        unsafe { libc::ppoll(&raw mut poll, 1, &raw const wait, std::ptr::null()) };
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let ms = libc::c_int::try_from(wait.as_millis())
+            .unwrap_or(libc::c_int::MAX)
+            .max(1);
+        // SAFETY: one pollfd, living through the call.
+        unsafe { libc::poll(&raw mut poll, 1, ms) };
+    }
+}

@@ -1,0 +1,300 @@
+//! Many datagrams by one system call: `recvmmsg` and `sendmmsg`.
+//!
+//! The headers that the kernel reads and writes hold raw pointers. Receiving, they point into
+//! buffers on the heap that live and stay as long as the ring. Sending, they are filled and used
+//! within one call, while what they point to is borrowed, and mean nothing after it.
+
+use std::io;
+use std::mem;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ptr;
+
+use crate::bus::address::Source;
+use crate::net::address::canonical;
+
+use super::{BATCH, DATAGRAM_BUFFER_BYTES, Outgoing, Received};
+
+#[expect(clippy::cast_possible_truncation, reason = "128 bytes")]
+const SOURCE_BYTES: libc::socklen_t = mem::size_of::<libc::sockaddr_storage>() as libc::socklen_t;
+#[expect(clippy::cast_possible_truncation, reason = "64")]
+const BATCH_COUNT: libc::c_uint = BATCH as libc::c_uint;
+
+/// Buffers for one batch of received datagrams, made once. Their pages are the system's till a
+/// datagram reaches them.
+pub struct ReceiveRing {
+    buffers: Box<[u8]>,
+    sources: Box<[libc::sockaddr_storage]>,
+    slices: Box<[libc::iovec]>,
+    headers: Box<[libc::mmsghdr]>,
+    taken: usize,
+}
+
+// SAFETY: the pointers in `slices` and `headers` lead to memory that the ring itself owns.
+unsafe impl Send for ReceiveRing {}
+
+impl std::fmt::Debug for ReceiveRing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ReceiveRing")
+            .field("taken", &self.taken)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Default for ReceiveRing {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl ReceiveRing {
+    /// Empty buffers.
+    #[must_use]
+    pub fn new() -> Self {
+        let mut buffers = vec![0_u8; BATCH * DATAGRAM_BUFFER_BYTES].into_boxed_slice();
+        // SAFETY: all bytes zero is a valid sockaddr_storage, iovec and mmsghdr.
+        let (mut sources, mut headers) = unsafe {
+            (
+                vec![mem::zeroed::<libc::sockaddr_storage>(); BATCH].into_boxed_slice(),
+                vec![mem::zeroed::<libc::mmsghdr>(); BATCH].into_boxed_slice(),
+            )
+        };
+        let mut slices: Box<[libc::iovec]> = buffers
+            .chunks_exact_mut(DATAGRAM_BUFFER_BYTES)
+            .map(|buffer| libc::iovec {
+                iov_base: buffer.as_mut_ptr().cast(),
+                iov_len: buffer.len(),
+            })
+            .collect();
+        for ((header, source), slice) in headers.iter_mut().zip(&mut sources).zip(&mut slices) {
+            header.msg_hdr.msg_name = ptr::from_mut(source).cast();
+            header.msg_hdr.msg_iov = slice;
+            header.msg_hdr.msg_iovlen = 1;
+        }
+        Self {
+            buffers,
+            sources,
+            slices,
+            headers,
+            taken: 0,
+        }
+    }
+
+    /// Takes up to [`BATCH`] datagrams without waiting and says how many there were.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says, but for "none there" (0) and "interrupted" (tried again).
+    pub fn receive(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
+        debug_assert_eq!(self.slices.len(), BATCH);
+        for header in &mut self.headers {
+            header.msg_hdr.msg_namelen = SOURCE_BYTES;
+        }
+        self.taken = 0;
+        loop {
+            // SAFETY: BATCH headers, each with one slice of DATAGRAM_BUFFER_BYTES and room for
+            // any source, all owned by `self`, which is borrowed mutably.
+            let taken = unsafe {
+                libc::recvmmsg(
+                    socket.as_raw_fd(),
+                    self.headers.as_mut_ptr(),
+                    BATCH_COUNT,
+                    libc::MSG_DONTWAIT,
+                    ptr::null_mut(),
+                )
+            };
+            if let Ok(taken) = usize::try_from(taken) {
+                self.taken = taken;
+                return Ok(taken);
+            }
+            let error = io::Error::last_os_error();
+            match error.kind() {
+                io::ErrorKind::Interrupted => {}
+                io::ErrorKind::WouldBlock => return Ok(0),
+                _ => return Err(error),
+            }
+        }
+    }
+
+    /// The datagrams of the last [`ReceiveRing::receive`].
+    pub fn datagrams(&self) -> impl Iterator<Item = Received<'_>> {
+        let buffers = self.buffers.chunks_exact(DATAGRAM_BUFFER_BYTES);
+        let headers = self.headers.iter().take(self.taken);
+        headers
+            .zip(&self.sources)
+            .zip(buffers)
+            .map(|((header, source), buffer)| Received {
+                bytes: buffer.get(..header.msg_len as usize).unwrap_or(buffer),
+                source: read_source(source, header.msg_hdr.msg_namelen),
+                is_truncated: header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
+            })
+    }
+}
+
+/// The source that the kernel wrote into `source`, of which `length` bytes count.
+#[inline]
+fn read_source(source: &libc::sockaddr_storage, length: libc::socklen_t) -> Source<'_> {
+    match libc::c_int::from(source.ss_family) {
+        libc::AF_INET => {
+            // SAFETY: sockaddr_storage is made to be read as any address; AF_INET says which.
+            let v4 = unsafe { &*ptr::from_ref(source).cast::<libc::sockaddr_in>() };
+            let ip = Ipv4Addr::from(u32::from_be(v4.sin_addr.s_addr));
+            Source::Ip(SocketAddrV4::new(ip, u16::from_be(v4.sin_port)).into())
+        }
+        libc::AF_INET6 => {
+            // SAFETY: as above, for AF_INET6.
+            let v6 = unsafe { &*ptr::from_ref(source).cast::<libc::sockaddr_in6>() };
+            let ip = Ipv6Addr::from(v6.sin6_addr.s6_addr);
+            let port = u16::from_be(v6.sin6_port);
+            Source::Ip(canonical(SocketAddr::V6(SocketAddrV6::new(
+                ip,
+                port,
+                0,
+                v6.sin6_scope_id,
+            ))))
+        }
+        _ => Source::Unix(read_path(source, length as usize)),
+    }
+}
+
+/// The path of a Unix source: the bytes of the address behind its family, without the 0 that
+/// ends a path in the file system.
+fn read_path(source: &libc::sockaddr_storage, length: usize) -> &[u8] {
+    let start = mem::offset_of!(libc::sockaddr_un, sun_path);
+    let end = length.min(mem::size_of::<libc::sockaddr_storage>());
+    // SAFETY: any byte of a sockaddr_storage may be read; it was zeroed before the kernel wrote.
+    let bytes = unsafe { std::slice::from_raw_parts(ptr::from_ref(source).cast::<u8>(), end) };
+    let path = bytes.get(start..).unwrap_or_default();
+    match path.split_last() {
+        Some((0, rest)) if path.first() != Some(&0) => rest,
+        _ => path,
+    }
+}
+
+/// Headers for one batch of datagrams to send, made once.
+pub struct SendRing {
+    headers: Box<[libc::mmsghdr]>,
+    slices: Box<[[libc::iovec; 2]]>,
+}
+
+// SAFETY: the pointers in it are written and read within one call of `send` and else unused.
+unsafe impl Send for SendRing {}
+
+impl std::fmt::Debug for SendRing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SendRing").finish_non_exhaustive()
+    }
+}
+
+impl Default for SendRing {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl SendRing {
+    /// Empty headers.
+    #[must_use]
+    pub fn new() -> Self {
+        // SAFETY: all bytes zero is a valid mmsghdr and iovec.
+        unsafe {
+            Self {
+                headers: vec![mem::zeroed::<libc::mmsghdr>(); BATCH].into_boxed_slice(),
+                slices: vec![mem::zeroed::<[libc::iovec; 2]>(); BATCH].into_boxed_slice(),
+            }
+        }
+    }
+
+    /// Hands over up to [`BATCH`] datagrams without waiting, in order. `outcomes` then has one
+    /// entry for each: whether the kernel took it, or what it said of that very datagram.
+    pub fn send<'a>(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        datagrams: impl Iterator<Item = Outgoing<'a>>,
+        outcomes: &mut Vec<io::Result<()>>,
+    ) {
+        outcomes.clear();
+        let mut count = 0;
+        for ((datagram, header), slices) in datagrams.zip(&mut self.headers).zip(&mut self.slices) {
+            *slices = [datagram.head, datagram.body].map(|part| libc::iovec {
+                iov_base: part.as_ptr().cast_mut().cast(),
+                iov_len: part.len(),
+            });
+            header.msg_hdr.msg_name = datagram.to.as_ptr().cast_mut().cast();
+            header.msg_hdr.msg_namelen = datagram.to.len();
+            header.msg_hdr.msg_iov = slices.as_mut_ptr();
+            header.msg_hdr.msg_iovlen = 2;
+            count += 1;
+        }
+        while outcomes.len() < count {
+            let Some(rest) = self.headers.get_mut(outcomes.len()..count) else {
+                return;
+            };
+            match send_some(socket, rest).or_else(|error| retry(socket, rest, error)) {
+                Ok(sent) => outcomes.extend((0..sent).map(|_| Ok(()))),
+                Err(error) => outcomes.push(Err(error)),
+            }
+        }
+    }
+}
+
+/// Tries once more where the error may have been an earlier datagram's: an ICMP error waits in
+/// the socket's queue and fails whatever is sent next.
+#[cold]
+fn retry(
+    socket: BorrowedFd<'_>,
+    headers: &mut [libc::mmsghdr],
+    error: io::Error,
+) -> io::Result<usize> {
+    if empty_error_queue(socket) {
+        send_some(socket, headers)
+    } else {
+        Err(error)
+    }
+}
+
+/// Sends the first of these, at least one: an error is always the first one's.
+fn send_some(socket: BorrowedFd<'_>, headers: &mut [libc::mmsghdr]) -> io::Result<usize> {
+    let count = libc::c_uint::try_from(headers.len()).unwrap_or(BATCH_COUNT);
+    loop {
+        // SAFETY: called by `send` alone, which has just filled these headers with pointers to
+        // what its caller lends it for the whole call. The kernel only reads through them.
+        let sent = unsafe {
+            libc::sendmmsg(
+                socket.as_raw_fd(),
+                headers.as_mut_ptr(),
+                count,
+                libc::MSG_DONTWAIT,
+            )
+        };
+        match usize::try_from(sent) {
+            Ok(sent) if sent > 0 => return Ok(sent),
+            _ => {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
+            }
+        }
+    }
+}
+
+/// Takes everything out of a socket's error queue and says whether there was anything. Bounded,
+/// because a hostile network could fill it as fast as it is emptied.
+fn empty_error_queue(socket: BorrowedFd<'_>) -> bool {
+    const ERRORS_MAX: usize = 1_024;
+    // SAFETY: all bytes zero is a valid msghdr: no name, no slices, no control data.
+    let mut header = unsafe { mem::zeroed::<libc::msghdr>() };
+    let errors = (0..ERRORS_MAX).take_while(|_| {
+        // SAFETY: the header has room for nothing, so the kernel writes its own fields alone.
+        let result = unsafe {
+            libc::recvmsg(
+                socket.as_raw_fd(),
+                &raw mut header,
+                libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT,
+            )
+        };
+        result >= 0
+    });
+    errors.count() > 0
+}

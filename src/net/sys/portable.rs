@@ -1,0 +1,158 @@
+//! The same face as the batch calls', one datagram at a time, for systems without them.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::BorrowedFd;
+use std::os::unix::ffi::OsStrExt;
+
+use socket2::{SockAddr, SockRef};
+
+use crate::bus::address::{Address, Source};
+use crate::net::address::canonical;
+
+use super::{BATCH, DATAGRAM_BUFFER_BYTES, Outgoing, Received};
+
+/// One received datagram.
+#[derive(Debug)]
+struct Slot {
+    buffer: Box<[MaybeUninit<u8>]>,
+    length: usize,
+    source: Address,
+    is_truncated: bool,
+}
+
+/// Buffers for one batch of received datagrams, made once.
+#[derive(Debug)]
+pub struct ReceiveRing {
+    slots: Vec<Slot>,
+    taken: usize,
+}
+
+impl Default for ReceiveRing {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl ReceiveRing {
+    /// Empty buffers.
+    #[must_use]
+    pub fn new() -> Self {
+        let slot = || Slot {
+            buffer: vec![MaybeUninit::new(0); DATAGRAM_BUFFER_BYTES].into_boxed_slice(),
+            length: 0,
+            source: Address::Unix(Box::default()),
+            is_truncated: false,
+        };
+        Self {
+            slots: std::iter::repeat_with(slot).take(BATCH).collect(),
+            taken: 0,
+        }
+    }
+
+    /// Takes up to [`BATCH`] datagrams without waiting and says how many there were.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says, but for "none there" (0) and "interrupted" (tried again). An error
+    /// behind the first datagram shows at the next call.
+    pub fn receive(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
+        self.taken = 0;
+        while let Some(slot) = self.slots.get_mut(self.taken) {
+            match receive_one(socket, slot) {
+                Ok(()) => self.taken += 1,
+                Err(error) => match error.kind() {
+                    io::ErrorKind::Interrupted => {}
+                    io::ErrorKind::WouldBlock => break,
+                    _ if self.taken > 0 => break,
+                    _ => return Err(error),
+                },
+            }
+        }
+        Ok(self.taken)
+    }
+
+    /// The datagrams of the last [`ReceiveRing::receive`].
+    pub fn datagrams(&self) -> impl Iterator<Item = Received<'_>> {
+        self.slots.iter().take(self.taken).map(|slot| {
+            let filled = slot.buffer.get(..slot.length).unwrap_or_default();
+            Received {
+                // SAFETY: every byte of the buffer was initialised when it was made.
+                bytes: unsafe { filled.assume_init_ref() },
+                source: match &slot.source {
+                    Address::Ip(ip) => Source::Ip(*ip),
+                    Address::Unix(path) => Source::Unix(path),
+                },
+                is_truncated: slot.is_truncated,
+            }
+        })
+    }
+}
+
+fn receive_one(socket: BorrowedFd<'_>, slot: &mut Slot) -> io::Result<()> {
+    let socket = SockRef::from(&socket);
+    let mut slices = [socket2::MaybeUninitSlice::new(&mut slot.buffer)];
+    let (length, flags, source) =
+        socket.recv_from_vectored_with_flags(&mut slices, libc::MSG_DONTWAIT)?;
+    slot.length = length;
+    slot.is_truncated = flags.is_truncated();
+    slot.source = match source.as_socket() {
+        Some(ip) => Address::Ip(canonical(ip)),
+        None => Address::Unix(unix_path(&source)),
+    };
+    Ok(())
+}
+
+fn unix_path(source: &SockAddr) -> Box<[u8]> {
+    if let Some(path) = source.as_pathname() {
+        return path.as_os_str().as_bytes().into();
+    }
+    #[cfg(target_os = "linux")]
+    if let Some(name) = source.as_abstract_namespace() {
+        return [&[0], name].concat().into();
+    }
+    Box::default()
+}
+
+/// Sends datagrams one by one.
+#[derive(Debug, Default)]
+pub struct SendRing;
+
+impl SendRing {
+    /// Needs no memory.
+    #[must_use]
+    pub fn new() -> Self {
+        Self
+    }
+
+    /// Hands over up to [`BATCH`] datagrams without waiting, in order. `outcomes` then has one
+    /// entry for each: whether the kernel took it, or what it said of that very datagram.
+    pub fn send<'a>(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        datagrams: impl Iterator<Item = Outgoing<'a>>,
+        outcomes: &mut Vec<io::Result<()>>,
+    ) {
+        outcomes.clear();
+        let socket = SockRef::from(&socket);
+        outcomes.extend(datagrams.take(BATCH).map(|datagram| {
+            send_one(&socket, &datagram).or_else(|error| match error.kind() {
+                // It may have been an earlier datagram's, which this took out of the socket.
+                io::ErrorKind::ConnectionRefused | io::ErrorKind::HostUnreachable => {
+                    send_one(&socket, &datagram)
+                }
+                _ => Err(error),
+            })
+        }));
+    }
+}
+
+fn send_one(socket: &SockRef<'_>, datagram: &Outgoing<'_>) -> io::Result<()> {
+    let parts = [datagram.head, datagram.body].map(io::IoSlice::new);
+    loop {
+        match socket.send_to_vectored_with_flags(&parts, datagram.to, libc::MSG_DONTWAIT) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result.map(|_| ()),
+        }
+    }
+}
