@@ -7,9 +7,8 @@ import queue
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Callable, Optional, Union
+from typing import Any, Callable, Literal, Optional
 
 # Far more than any step takes: only what is broken waits for it.
 PATIENCE_SECONDS = 60.0
@@ -18,16 +17,21 @@ Line = dict[str, Any]
 
 
 class Program:
-    """A process that prints a line of JSON at each step."""
+    """A process that tells of each step in a line of JSON, on its standard
+    output or, as daemons do, its standard error."""
 
-    def __init__(self, *command: Union[str, "object"], name: str) -> None:
+    def __init__(
+        self, *command: object, name: str, told_on: Literal["stdout", "stderr"] = "stdout"
+    ) -> None:
         self.name = name
         self._process = subprocess.Popen(
             [str(part) for part in command],
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdout=subprocess.PIPE if told_on == "stdout" else None,
+            stderr=subprocess.PIPE if told_on == "stderr" else None,
             encoding="utf-8",
         )
+        self._told = getattr(self._process, told_on)
         self._lines: queue.Queue[Optional[str]] = queue.Queue()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -39,14 +43,15 @@ class Program:
 
         Raises `TimeoutError`, or `RuntimeError` if the program ended before.
         """
-        until = time.monotonic() + seconds
+        until = time.monotonic() + min(seconds, threading.TIMEOUT_MAX / 2)
         while True:
             try:
                 text = self._lines.get(timeout=max(0.0, until - time.monotonic()))
             except queue.Empty:
                 raise TimeoutError(f"{self.name} did not get on") from None
             if text is None:
-                raise RuntimeError(f"{self.name} ended with status {self._process.wait()}")
+                status = self._process.wait()
+                raise RuntimeError(f"{self.name} ended with status {status}")
             line: Line = json.loads(text)
             if wanted(line):
                 return line
@@ -74,13 +79,12 @@ class Program:
             self._process.kill()
             self._process.wait()
         self._reader.join()
-        for pipe in (self._process.stdin, self._process.stdout):
+        for pipe in (self._process.stdin, self._told):
             if pipe is not None:
                 pipe.close()
 
     def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
+        for line in self._told or ():
             self._lines.put(line)
         self._lines.put(None)
 
