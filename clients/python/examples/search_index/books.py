@@ -85,7 +85,7 @@ class Books:
         """Every hop on a line, with what it lost and why."""
         bus, published = self.bus, self.published
         lines = [
-            _line("offered by the application", published["offered"]),
+            _line("published", published["offered"]),
             _line("  dropped by the publisher", published["dropped"]),
             _line(
                 "  lost before the bus",

@@ -62,16 +62,8 @@ class Program:
         self._process.stdin.write(text + "\n")
         self._process.stdin.flush()
 
-    def __enter__(self) -> Program:
-        return self
-
-    def __exit__(
-        self,
-        kind: Optional[type[BaseException]],
-        error: Optional[BaseException],
-        traceback: Optional[TracebackType],
-    ) -> None:
-        """Ends it as a service manager would."""
+    def stop(self) -> int:
+        """Ends it as a service manager would, and says its exit status."""
         self._process.terminate()
         try:
             self._process.wait(PATIENCE_SECONDS)
@@ -82,6 +74,18 @@ class Program:
         for pipe in (self._process.stdin, self._told):
             if pipe is not None:
                 pipe.close()
+        return self._process.returncode
+
+    def __enter__(self) -> Program:
+        return self
+
+    def __exit__(
+        self,
+        kind: Optional[type[BaseException]],
+        error: Optional[BaseException],
+        traceback: Optional[TracebackType],
+    ) -> None:
+        self.stop()
 
     def _read(self) -> None:
         for line in self._told or ():
