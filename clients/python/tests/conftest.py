@@ -1,6 +1,9 @@
-"""Makes the tools importable for the test of the stubs."""
+"""Makes the tools and the example importable for their tests."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
+CLIENT = Path(__file__).resolve().parent.parent
+
+for directory in ("tools", "examples/search_index"):
+    sys.path.insert(0, str(CLIENT / directory))

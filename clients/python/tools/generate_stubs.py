@@ -5,7 +5,7 @@ Run it after a change to `bus.proto`, with the `test` extra installed:
     python clients/python/tools/generate_stubs.py
 
 The generator is pinned to the newest one whose output loads under every
-protobuf runtime from 4.21 on. Later ones make modules that refuse all runtimes
+protobuf runtime from 4.25 on. Later ones make modules that refuse all runtimes
 but those of their own and the next major version.
 """
 

@@ -26,6 +26,11 @@ from ._lease import Lease, Reason
 from ._wire import bus_pb2
 
 
+# How the protobuf library refuses a datagram; the last two are the ways of its
+# pure Python implementation alone, which runs where the other has no build.
+_NO_FRAME = (DecodeError, UnicodeDecodeError, RecursionError)
+
+
 class Origin(enum.Enum):
     """Where a datagram came from."""
 
@@ -99,7 +104,7 @@ class Session:
         """Takes what arrived; gives the events that are in it for this subscription."""
         try:
             frame = bus_pb2.Frame.FromString(datagram)
-        except DecodeError:
+        except _NO_FRAME:
             self._ignored += 1
             return []
         answered = origin is Origin.BUS and self._lease.handle_answer(now, frame)

@@ -1,0 +1,191 @@
+"""Publishers and subscribers at the real program."""
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_bus import PATIENCE_SECONDS
+from real_bus import RealBus, needs_program, real_bus
+
+from hailmary import Event, Publisher, Reason, Refused, Subscription, subscribe
+
+pytestmark = needs_program
+
+
+@pytest.fixture
+def bus(tmp_path: Path) -> Iterator[RealBus]:
+    with real_bus(tmp_path, unix=str(tmp_path / "bus.sock")) as bus:
+        yield bus
+
+
+@pytest.fixture(params=["udp", "unix"])
+def address(request: pytest.FixtureRequest, bus: RealBus) -> Any:
+    return getattr(bus, request.param)
+
+
+def subscribed(address: str, *patterns: str, **arguments: Any) -> Subscription:
+    return subscribe(*patterns, address=address, timeout=PATIENCE_SECONDS, **arguments)
+
+
+def receive(subscription: Subscription) -> Event:
+    event = subscription.recv(PATIENCE_SECONDS)
+    assert event is not None
+    return event
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    until = time.monotonic() + PATIENCE_SECONDS
+    while not is_so():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def publish_until_received(publisher: Publisher, subscription: Subscription) -> Event:
+    """Events are lost as long as there is no bus or no lease, and not from then on."""
+    until = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < until:
+        publisher.publish("a.b", b"again")
+        event = subscription.recv(timeout=0.05)
+        if event is not None:
+            return event
+    raise AssertionError("nothing arrived")
+
+
+def test_an_event_arrives_as_it_was_published(address: str) -> None:
+    with subscribed(address, "a.>", name="n") as subscription, Publisher(address) as publisher:
+        publisher.publish("a.b", b"\0\xff", key=b"k", attributes={"n": "é"}, time_unix_nano=5)
+        assert receive(subscription) == Event("a.b", b"\0\xff", b"k", 5, {"n": "é"}, 1.0)
+
+
+def test_publisher_and_subscriber_may_use_different_ways(bus: RealBus) -> None:
+    with subscribed(bus.udp, ">") as by_udp, subscribed(bus.unix, ">") as by_unix:
+        for address in (bus.udp, bus.unix):
+            with Publisher(address) as publisher:
+                publisher.publish("a", address.encode())
+            assert receive(by_udp).payload == receive(by_unix).payload == address.encode()
+
+
+def test_patterns_choose_what_comes(address: str) -> None:
+    with subscribed(address, "a.*", "b.>") as subscription, Publisher(address) as publisher:
+        for topic in ("a", "a.b", "a.b.c", "b", "b.c.d", "c"):
+            publisher.publish(topic, b"")
+        assert [receive(subscription).topic for _ in range(2)] == ["a.b", "b.c.d"]
+
+
+def test_many_events_arrive_in_order_and_are_all_counted(address: str) -> None:
+    with subscribed(address, ">") as subscription, Publisher(address) as publisher:
+        sent, received = 0, []
+        for number in range(3000):
+            publisher.publish("a", b"%d" % number)
+            if publisher.stats().sent > sent + 20:
+                received.append(int(receive(subscription).payload))
+                sent += 1
+        while len(received) < publisher.stats().sent:
+            received.append(int(receive(subscription).payload))
+        stats = publisher.stats()
+        assert received == sorted(set(received))
+        assert stats.offered == 3000
+        assert subscription.stats().received == len(received)
+        assert subscription.stats().lost == 0
+
+
+def test_the_longest_event_arrives(address: str) -> None:
+    with subscribed(address, ">") as subscription, Publisher(address) as publisher:
+        payload = bytes(65_459 - 20)
+        publisher.publish("a", payload, time_unix_nano=1)
+        assert receive(subscription).payload == payload
+
+
+def test_what_a_full_socket_loses_is_told_by_hop(bus: RealBus) -> None:
+    with subscribed(bus.udp, ">", name="slow") as slow, Publisher(bus.udp) as publisher:
+        while bus.scrape().total("egress_events_total", subscriber="slow") < 2000:
+            for _ in range(100):
+                publisher.publish("a", bytes(10_000))
+        while slow.recv(timeout=0) is not None:
+            pass
+        # Tells of all before it.
+        last = publish_until_received(publisher, slow)
+        assert last.payload == b"again"
+        stats = slow.stats()
+        assert stats.lost > 0
+        wait_until(
+            lambda: bus.scrape().total("egress_events_total", subscriber="slow")
+            == stats.received + stats.lost
+        )
+
+
+def test_a_restarted_bus_is_followed(tmp_path: Path) -> None:
+    path = str(tmp_path / "bus.sock")
+    with real_bus(tmp_path, unix=path) as old:
+        udp = old.udp
+        by_udp, by_unix = subscribed(udp, ">"), subscribed(old.unix, ">")
+        publishers = Publisher(udp), Publisher(old.unix)
+        assert old.stop() == 0
+    for publisher in publishers:
+        publisher.publish("a.b", b"nobody is there")
+    with real_bus(tmp_path, udp=udp[len("udp://") :], unix=path), by_udp, by_unix:
+        for publisher, subscription in zip(publishers, (by_udp, by_unix)):
+            assert publish_until_received(publisher, subscription).payload == b"again"
+            assert subscription.stats().bus_restarts == 1
+            assert subscription.stats().lost == 0
+            publisher.close()
+
+
+def test_a_bus_that_comes_late_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "bus.sock"
+    with Publisher(f"unix://{path}") as publisher, ThreadPoolExecutor(1) as pool:
+        publisher.publish("a.b", b"too early")
+        future = pool.submit(subscribed, f"unix://{path}", ">")
+        with real_bus(tmp_path, unix=str(path)), future.result() as subscription:
+            assert publish_until_received(publisher, subscription).payload == b"again"
+
+
+def test_a_lapsed_lease_is_had_again(bus: RealBus) -> None:
+    with subscribed(bus.udp, ">", lease_ms=1000) as subscription:
+        with Publisher(bus.udp) as publisher:
+            publisher.publish("a.b", b"in the socket")
+            wait_until(lambda: bus.scrape().total("leases_expired_total") == 1)
+            publisher.publish("a.b", b"missed")
+            assert receive(subscription).payload == b"in the socket"
+            assert publish_until_received(publisher, subscription).payload == b"again"
+        stats = subscription.stats()
+        assert (stats.lapses, stats.bus_restarts, stats.lost) == (1, 0, 0)
+
+
+def test_closing_ends_the_lease_at_once(address: str, bus: RealBus) -> None:
+    subscribed(address, "a.>").close()
+    with Publisher(address) as publisher:
+
+        def is_unmatched() -> bool:
+            publisher.publish("a.b", b"")
+            return bus.scrape().total("unmatched_events_total") > 0
+
+        wait_until(is_unmatched)
+
+
+def test_losses_are_reported_to_the_bus(tmp_path: Path) -> None:
+    with real_bus(tmp_path) as bus, Publisher(bus.udp) as publisher:
+        with subscribed(bus.udp, ">", name="reporting", lease_ms=1000) as subscription:
+            while subscription.stats().lost == 0:
+                for _ in range(500):
+                    publisher.publish("a", bytes(30_000))
+                while subscription.recv(timeout=0.01) is not None:
+                    pass
+            lost = subscription.stats().lost
+
+            def is_told() -> bool:
+                subscription.recv(timeout=0.01)
+                told = bus.scrape().total("subscriber_lost_events_total", subscriber="reporting")
+                return told == lost
+
+            wait_until(is_told)
+
+
+def test_a_subscription_that_is_not_allowed_is_refused(tmp_path: Path) -> None:
+    with real_bus(tmp_path, more="[access]\nsubscribe = []\n") as bus:
+        with pytest.raises(Refused) as raised:
+            subscribed(bus.udp, ">")
+    assert raised.value.reason is Reason.NOT_ALLOWED
