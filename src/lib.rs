@@ -8,13 +8,13 @@
 //! ```
 //!
 //! - [`bus`]: the core. Decides what becomes of each datagram; does no I/O.
-
-// Clocks, sockets and logs are for everything but the core, which denies these again.
-#![allow(
-    clippy::disallowed_methods,
-    clippy::disallowed_types,
-    clippy::disallowed_macros
-)]
+//! - [`net`]: the event loop around it, sockets, and all system calls that need `unsafe`.
+//! - [`ledger`]: what was counted, and how the data thread hands it over.
+//! - [`state`]: what else the data thread shows of itself.
+//! - [`admin`]: the HTTP listener, on a thread of its own: metrics, health, API, page.
+//! - [`config`]: the configuration file and what is made of it.
+//! - [`command`]: what the program can be told to do.
+//! - [`logging`]: how the log is written, and what holds it back.
 
 pub mod admin;
 pub mod bus;
