@@ -217,3 +217,6 @@ pub fn wait_readable(socket: BorrowedFd<'_>, wait: Duration) {
         unsafe { libc::poll(&raw mut poll, 1, ms) };
     }
 }
+
+#[cfg(test)]
+mod tests;
