@@ -13,6 +13,7 @@
 mod configuration;
 mod cookies;
 mod hostile;
+mod laws;
 mod life;
 mod logs;
 mod restart;
