@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::net::{TcpStream, UdpSocket};
 use std::os::unix::net::UnixDatagram;
+use std::time::Duration;
 
 use hailmary_client::{Address, Publisher, Subscriber};
 use hailmary_proto::v1::frame::Control;
@@ -14,7 +15,7 @@ use prost::Message;
 use super::publish;
 use super::support::{
     ByHand, PATIENCE, Serving, Subscribing, assert_laws, datagram, event, request, subscribe, sum,
-    value, wait_until,
+    sum_of, value, wait_until,
 };
 
 #[test]
@@ -94,6 +95,12 @@ fn ten_thousand_first_subscribes_leave_nothing_behind() {
     publish(bus.address(), &["a", "b"]);
     bus.wait_for_metric("ingress_events_total", 1);
 }
+
+/// How long a subscriber listens before the next look at it.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// Renewed so often that a test can wait for it.
+const LEASE: Duration = Duration::from_secs(3);
 
 /// A datagram of so many bytes: one event and what it takes to get there.
 fn datagram_of(bytes: usize) -> Vec<u8> {
@@ -314,4 +321,51 @@ fn a_subscriber_that_stands_still_costs_itself_alone() {
         (stats.received, stats.lost, stats.dropped_by_bus),
         (EVENTS + 1, 0, 0)
     );
+}
+
+fn subscriber(bus: &Address) -> Subscriber {
+    let builder = Subscriber::builder(bus).pattern("a");
+    builder.connect(PATIENCE).unwrap()
+}
+
+#[test]
+fn a_low_limit_of_descriptors_is_raised() {
+    const SUBSCRIBERS: usize = 100;
+    let directory = tempfile::tempdir().unwrap();
+    let unix = format!("unix://{}", directory.path().join("bus.sock").display());
+    let bus = Serving::start_limited("-S -n 64", &[&unix]);
+    let address = unix.parse().unwrap();
+    let mut subscribers: Vec<_> = (0..SUBSCRIBERS).map(|_| subscriber(&address)).collect();
+    publish(&unix, &["a", "x"]);
+    for subscriber in &mut subscribers {
+        assert!(subscriber.recv_timeout(PATIENCE).unwrap().is_some());
+    }
+    assert_laws(&bus.get("/metrics"));
+}
+
+#[test]
+fn a_subscriber_without_a_socket_gets_one_when_one_is_free() {
+    let directory = tempfile::tempdir().unwrap();
+    let unix = format!("unix://{}", directory.path().join("bus.sock").display());
+    // Each subscriber over a Unix socket costs the bus a descriptor.
+    let bus = Serving::start_limited("-n 64", &[&unix]);
+    let address = unix.parse().unwrap();
+    let subscribers: Vec<_> = (0..64).map(|_| subscriber(&address)).collect();
+    wait_until("a word of it", || {
+        bus.logged().filter(|line| line.contains("cannot reach"))
+    });
+    let last = Subscriber::builder(&address).pattern("a").lease(LEASE);
+    let mut last = last.connect(PATIENCE).unwrap();
+    let publisher = Publisher::connect(&address).unwrap();
+    publisher.publish("a", b"missed");
+    bus.wait_for_metric("ingress_events_total", 1);
+    drop(subscribers);
+    wait_until("an event", || {
+        publisher.publish("a", b"x");
+        last.recv_timeout(LOOK).unwrap()
+    });
+    let page = bus.get("/metrics");
+    assert_laws(&page);
+    let missed = sum_of(&page, "egress_dropped_events_total", "unreachable");
+    assert!(missed > 0, "copies for it before are counted");
 }

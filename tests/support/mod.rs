@@ -89,12 +89,27 @@ pub struct Serving {
 impl Serving {
     /// Starts a bus on these listeners (`127.0.0.1:0` if none) and waits till it says where.
     pub fn start(arguments: &[&str], listeners: &[&str]) -> Self {
+        Self::start_by(hailmary(), arguments, listeners)
+    }
+
+    /// Starts a bus that may have so many descriptors, by the flags of the shell's `ulimit`.
+    pub fn start_limited(ulimit: &str, listeners: &[&str]) -> Self {
+        let mut shell = Command::new("sh");
+        let program = env!("CARGO_BIN_EXE_hailmary");
+        shell.args([
+            "-c",
+            &format!("ulimit {ulimit} && exec \"$0\" \"$@\""),
+            program,
+        ]);
+        Self::start_by(shell, &[], listeners)
+    }
+
+    fn start_by(mut command: Command, arguments: &[&str], listeners: &[&str]) -> Self {
         let listeners = if listeners.is_empty() {
             &["127.0.0.1:0"]
         } else {
             listeners
         };
-        let mut command = hailmary();
         command
             .args(["serve", "--admin", "127.0.0.1:0"])
             .args(arguments);
