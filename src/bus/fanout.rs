@@ -86,9 +86,7 @@ impl Fanout {
     #[cold]
     fn push_parts(&mut self, set: SetId, body_max: usize, run: EventRun<'_>, hops: u32) {
         let mut rest = run;
-        if run.bytes().len() > body_max
-            && let Some(frame) = self.open_frame(set)
-        {
+        if let Some(frame) = self.open_frame(set) {
             let (first, others) = run.split_at_bytes(body_max.saturating_sub(frame.body.len()));
             frame.append(first.bytes(), first.len(), hops);
             rest = others;

@@ -7,6 +7,7 @@
 use std::ops::Range;
 
 use super::Malformed;
+use crate::topic::ends;
 
 /// How many levels of messages and groups may nest in a frame, a field in the innermost one being
 /// a level of its own. prost's limit, and nearly that of most implementations.
@@ -344,11 +345,6 @@ fn is_utf8(bytes: &[u8]) -> bool {
 
 const HIGH_BITS_8: u64 = u64::from_ne_bytes([0x80; 8]);
 const HIGH_BITS_16: u128 = u128::from_ne_bytes([0x80; 16]);
-
-#[inline(always)]
-fn ends<const N: usize>(bytes: &[u8]) -> Option<([u8; N], [u8; N])> {
-    Some((*bytes.first_chunk()?, *bytes.last_chunk()?))
-}
 
 #[inline(never)]
 fn is_other_utf8(bytes: &[u8]) -> bool {
