@@ -29,6 +29,9 @@ const PATH_BYTES_MAX: usize = 107;
 /// The longest that a busy loop may wait for a fuller batch, in µs: past it people notice.
 const LINGER_US_MAX: u32 = 10_000;
 
+/// The most data threads: more than publishers' flows spread evenly over.
+const WORKERS_MAX: u32 = 64;
+
 /// Bounds of a socket buffer, in bytes.
 const BUFFER_BYTES: std::ops::RangeInclusive<usize> = 4_096..=1 << 30;
 
@@ -78,7 +81,7 @@ impl Default for Listen {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Loop {
-    /// Data threads.
+    /// Data threads, each with its own sockets on the UDP ports.
     pub workers: Spanned<u32>,
     /// How long a busy loop waits for a fuller batch, in µs.
     pub linger_us: Spanned<u32>,
@@ -199,6 +202,8 @@ pub struct Plan {
     pub listen: Vec<ListenAddress>,
     /// Where the admin listens, if at all.
     pub admin: Option<SocketAddr>,
+    /// Data threads.
+    pub workers: u32,
     /// How long a busy loop waits for a fuller batch.
     pub linger: Duration,
     /// Receive buffer of each listener.
@@ -330,10 +335,17 @@ struct Checker<'a> {
 impl Checker<'_> {
     fn plan(&mut self, config: &Config) -> Plan {
         let looped = &config.r#loop;
-        if *looped.workers.get_ref() != 1 {
+        let workers = *looped.workers.get_ref();
+        if !(1..=WORKERS_MAX).contains(&workers) {
             self.refuse(
                 &looped.workers,
-                "workers must be 1: this version has one data thread",
+                &format!("workers must be 1 to {WORKERS_MAX}"),
+            );
+        }
+        if workers > 1 && !cfg!(target_os = "linux") {
+            self.refuse(
+                &looped.workers,
+                "workers must be 1: this system does not deal a port out among threads",
             );
         }
         let linger_us = *looped.linger_us.get_ref();
@@ -346,6 +358,7 @@ impl Checker<'_> {
         Plan {
             listen: self.listen(&config.listen),
             admin: self.admin(&config.listen.admin),
+            workers,
             linger: Duration::from_micros(linger_us.into()),
             receive_buffer_bytes: self.buffer("receive_buffer_bytes", &looped.receive_buffer_bytes),
             send_buffer_bytes: self.buffer("send_buffer_bytes", &looped.send_buffer_bytes),
@@ -625,7 +638,10 @@ mod tests {
                 "[listen]\nadmin = \"on\"\n",
                 "bus.toml:2: \"on\": admin is IP:PORT",
             ),
-            ("[loop]\nworkers = 2\n", "bus.toml:2: 2: workers must be 1"),
+            (
+                "[loop]\nworkers = 65\n",
+                "bus.toml:2: 65: workers must be 1 to 64",
+            ),
             (
                 "[loop]\nlinger_us = 10001\n",
                 "linger_us must be 0 to 10000",
@@ -687,7 +703,7 @@ mod tests {
 
     #[test]
     fn tells_all_problems_at_once() {
-        let told = problems("[loop]\nworkers = 3\nlinger_us = 99999\n");
+        let told = problems("[loop]\nworkers = 0\nlinger_us = 99999\n");
         assert_eq!(told.lines().count(), 2, "{told}");
     }
 

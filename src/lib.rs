@@ -9,8 +9,8 @@
 //!
 //! - [`bus`]: the core. Decides what becomes of each datagram; does no I/O.
 //! - [`net`]: the event loop around it, sockets, and all system calls that need `unsafe`.
-//! - [`ledger`]: what was counted, and how the data thread hands it over.
-//! - [`state`]: what else the data thread shows of itself.
+//! - [`ledger`]: what was counted, and how the data threads hand it over.
+//! - [`state`]: what else the data threads show of themselves.
 //! - [`admin`]: the HTTP listener, on a thread of its own: metrics, health, API, page.
 //! - [`config`]: the configuration file and what is made of it.
 //! - [`command`]: what the program can be told to do.

@@ -1,10 +1,10 @@
-//! What the data thread shows of itself to the admin thread.
+//! What the data threads show of themselves to the admin thread.
 //!
-//! Both hold it by `Arc`. The data thread stores a number a turn and takes a lock only where a
+//! All hold it by `Arc`. A data thread stores a number a turn and takes a lock only where a
 //! lease begins or ends; it never waits for a reader that is slow.
 
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use crate::bus::address::Address;
 use crate::bus::subscribers::SubscriberId;
 use crate::ledger::Mailbox;
+use crate::net::sys::{self, SocketMemory};
 
 /// What the bus is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,11 +54,33 @@ pub struct SubscriberInfo {
 pub struct ListenerInfo {
     /// Its address with scheme, as in the metrics' label.
     pub name: String,
-    /// A second handle of its socket, for the kernel's account of it.
-    pub socket: OwnedFd,
+    /// Second handles of its sockets, one for each data thread that listens there, for the
+    /// kernel's account of them.
+    pub sockets: Vec<OwnedFd>,
 }
 
-/// What the data thread shows.
+impl ListenerInfo {
+    /// The kernel's account of each socket, where the system keeps one.
+    pub fn memory(&self) -> impl Iterator<Item = Option<SocketMemory>> {
+        let sockets = self.sockets.iter();
+        sockets.map(|socket| sys::socket_memory(socket.as_fd()))
+    }
+
+    /// What waits in its buffers and how far that may go, in bytes.
+    #[must_use]
+    pub fn buffer_bytes(&self) -> Option<(u32, u32)> {
+        self.memory()
+            .try_fold((0_u32, 0_u32), |(used, size), memory| {
+                let memory = memory?;
+                Some((
+                    used.saturating_add(memory.receive_used_bytes),
+                    size.saturating_add(memory.receive_buffer_bytes),
+                ))
+            })
+    }
+}
+
+/// What the data threads show.
 #[derive(Debug)]
 pub struct State {
     /// The bus's sender id.
@@ -71,8 +94,9 @@ pub struct State {
     /// What it has counted.
     pub mailbox: Arc<Mailbox>,
     phase: AtomicU8,
-    /// When the turn began that is under way, in ms since `started`, plus 1; 0 while it sleeps.
-    turning_since_ms: AtomicU64,
+    /// For each data thread, when the turn began that is under way, in ms since `started`, plus
+    /// 1; 0 while it sleeps.
+    turning_since_ms: Vec<AtomicU64>,
     subscribers: Mutex<BTreeMap<SubscriberId, Arc<SubscriberInfo>>>,
     series: Mutex<Vec<Arc<str>>>,
 }
@@ -84,16 +108,16 @@ impl State {
         bus: u64,
         listeners: Vec<ListenerInfo>,
         topic_policies: Vec<String>,
-        mailbox: Arc<Mailbox>,
+        workers: usize,
     ) -> Self {
         Self {
             bus,
             started: Instant::now(),
+            mailbox: Mailbox::new(listeners.len(), topic_policies.len()),
             listeners,
             topic_policies,
-            mailbox,
             phase: AtomicU8::new(Phase::Starting as u8),
-            turning_since_ms: AtomicU64::new(0),
+            turning_since_ms: (0..workers).map(|_| AtomicU64::new(0)).collect(),
             subscribers: Mutex::default(),
             series: Mutex::default(),
         }
@@ -114,28 +138,33 @@ impl State {
         self.phase.store(phase as u8, Ordering::Release);
     }
 
-    /// The data thread is awake as of `now` (since [`State::started`]).
-    pub fn begin_turn(&self, now: Duration) {
+    /// A data thread is awake as of `now` (since [`State::started`]).
+    pub fn begin_turn(&self, worker: usize, now: Duration) {
         let ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
-        self.turning_since_ms
-            .store(ms.saturating_add(1), Ordering::Relaxed);
+        self.set_turning(worker, ms.saturating_add(1));
     }
 
-    /// The data thread is about to sleep.
-    pub fn end_turn(&self) {
-        self.turning_since_ms.store(0, Ordering::Relaxed);
+    /// A data thread is about to sleep.
+    pub fn end_turn(&self, worker: usize) {
+        self.set_turning(worker, 0);
     }
 
-    /// How long the turn under way has taken; nothing while the data thread sleeps.
+    fn set_turning(&self, worker: usize, since_ms: u64) {
+        if let Some(since) = self.turning_since_ms.get(worker) {
+            since.store(since_ms, Ordering::Relaxed);
+        }
+    }
+
+    /// How long the longest turn under way has taken; nothing while all data threads sleep.
     #[must_use]
     pub fn turning_for(&self) -> Duration {
-        match self.turning_since_ms.load(Ordering::Relaxed) {
-            0 => Duration::ZERO,
-            since => self
-                .started
-                .elapsed()
-                .saturating_sub(Duration::from_millis(since - 1)),
-        }
+        let since = self.turning_since_ms.iter();
+        let since = since.map(|since| since.load(Ordering::Relaxed));
+        let earliest = since.filter(|since| *since > 0).min();
+        earliest.map_or(Duration::ZERO, |since| {
+            let elapsed = self.started.elapsed();
+            elapsed.saturating_sub(Duration::from_millis(since - 1))
+        })
     }
 
     /// A subscriber came, or changed.

@@ -4,8 +4,9 @@
 use std::time::Duration;
 
 use hailmary::bus::address::Source;
+use hailmary::bus::publishers::Publishers;
 use hailmary::bus::tally::EventTally;
-use hailmary::bus::{Arrival, Bus, FrameCopy};
+use hailmary::bus::{self, Arrival, Directory, Forwarder, FrameCopy};
 use hailmary::config::Config;
 use hailmary::net::sys::BATCH;
 use hailmary_proto::write::{EventParts, write_event};
@@ -26,7 +27,9 @@ pub struct Shape {
 
 /// A core, and the batch that each of its turns takes in.
 pub struct Load {
-    bus: Bus,
+    directory: Directory,
+    forwarder: Forwarder,
+    publishers: Publishers,
     batch: Vec<Vec<u8>>,
     tally: EventTally,
     copies: Vec<FrameCopy>,
@@ -35,8 +38,12 @@ pub struct Load {
 impl Load {
     /// A core that has had one such turn already, so that it knows the topics and has its memory.
     pub fn new(shape: Shape) -> Self {
+        let mut core = core(shape.fan_out);
+        let (forwarder, publishers) = core.workers.remove(0);
         let mut load = Self {
-            bus: bus(shape.fan_out),
+            directory: core.directory,
+            forwarder,
+            publishers,
             batch: datagrams(BATCH, shape),
             tally: EventTally::default(),
             copies: Vec::with_capacity(BATCH),
@@ -54,35 +61,50 @@ impl Load {
             unix_nano: 0,
         };
         let mut bytes = 0;
-        for datagram in &self.batch {
-            self.bus
-                .handle_datagram(arrival, datagram, &mut self.tally)
+        self.forwarder.begin_turn(&self.directory);
+        let batch = std::mem::take(&mut self.batch);
+        for datagram in &batch {
+            self.forwarder
+                .handle_datagram(
+                    &self.directory,
+                    &mut self.publishers,
+                    arrival,
+                    datagram,
+                    &mut self.tally,
+                )
                 .expect("these are frames");
-            if self.bus.is_full() {
-                bytes += hand_out(&mut self.bus, &mut self.copies);
+            if self.forwarder.is_full() {
+                bytes += self.hand_out();
             }
         }
-        bytes + hand_out(&mut self.bus, &mut self.copies)
+        self.batch = batch;
+        bytes + self.hand_out()
     }
-}
 
-fn hand_out(bus: &mut Bus, copies: &mut Vec<FrameCopy>) -> usize {
-    let mut bytes = 0;
-    loop {
-        bus.poll_copies(copies, BATCH);
-        if copies.is_empty() {
-            break;
+    fn hand_out(&mut self) -> usize {
+        let Self {
+            directory,
+            forwarder,
+            copies,
+            ..
+        } = self;
+        let mut bytes = 0;
+        loop {
+            forwarder.poll_copies(directory, copies, BATCH);
+            if copies.is_empty() {
+                break;
+            }
+            bytes += copies
+                .iter()
+                .map(|copy| copy.stamp().len() + forwarder.body(copy).len())
+                .sum::<usize>();
         }
-        bytes += copies
-            .iter()
-            .map(|copy| copy.stamp().len() + bus.body(copy).len())
-            .sum::<usize>();
+        forwarder.end_frames();
+        bytes
     }
-    bus.end_frames();
-    bytes
 }
 
-fn bus(fan_out: usize) -> Bus {
+fn core(fan_out: usize) -> bus::Parts {
     let subscribers: String = (0..fan_out)
         .map(|number| {
             let port = 10_000 + number;
@@ -93,7 +115,8 @@ fn bus(fan_out: usize) -> Bus {
         .collect();
     let text = format!("[listen]\nadmin = \"off\"\n{subscribers}");
     let (_, plan) = Config::parse("bench", &text).expect("a legal configuration");
-    Bus::new(plan.settings, Duration::ZERO, Box::new(|| [7; 16]))
+    let random = Box::new(|| [7; 16]);
+    bus::open(&plan.settings, 1, Duration::ZERO, random)
 }
 
 /// So many datagrams.

@@ -1,6 +1,5 @@
 //! What people and scripts ask: JSON.
 
-use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use axum::Json;
@@ -8,7 +7,6 @@ use axum::extract::State as Shared;
 use serde_json::{Value, json};
 
 use crate::ledger::Counts;
-use crate::net::sys;
 use crate::state::{Kind, Phase, State};
 
 use super::Desk;
@@ -35,11 +33,11 @@ pub(super) async fn status(Shared(desk): Shared<Arc<Desk>>) -> Json<Value> {
 
 fn listeners(state: &State) -> Vec<Value> {
     let listener = |info: &crate::state::ListenerInfo| {
-        let memory = sys::socket_memory(info.socket.as_fd());
+        let bytes = info.buffer_bytes();
         json!({
             "address": info.name,
-            "buffer_bytes": memory.map(|memory| memory.receive_buffer_bytes),
-            "buffer_used_bytes": memory.map(|memory| memory.receive_used_bytes),
+            "buffer_bytes": bytes.map(|(_, size)| size),
+            "buffer_used_bytes": bytes.map(|(used, _)| used),
         })
     };
     state.listeners.iter().map(listener).collect()

@@ -2,8 +2,6 @@
 //!
 //! Made straight from one set of books: what is printed together was true together.
 
-use std::os::fd::AsFd;
-
 use hailmary_proto::v1::refusal::Reason;
 use prometheus::proto::{Bucket, Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
 use prometheus::{Encoder, TextEncoder};
@@ -11,7 +9,6 @@ use prometheus::{Encoder, TextEncoder};
 use crate::bus::tally::Histogram;
 use crate::bus::{CopyDrop, FrameDrop};
 use crate::ledger::{Counts, LeaseCounts, SeriesCounts};
-use crate::net::sys;
 use crate::state::{Kind, State};
 
 use super::KernelDrops;
@@ -67,7 +64,7 @@ fn ingress(page: &mut Page, counts: &Counts, kernel: &[KernelDrops], state: &Sta
         "Bytes of the frames taken from the kernel.",
         listeners().map(|(info, counts)| ([("listener", info.name.as_str())], counts.bytes)),
     );
-    let by_kernel = kernel.iter().any(|drops| drops.last.is_some()).then(|| {
+    let by_kernel = kernel.iter().any(|drops| !drops.last.is_empty()).then(|| {
         (
             [("reason", "kernel_buffer")],
             kernel.iter().map(|drops| drops.total).sum(),
@@ -81,21 +78,19 @@ fn ingress(page: &mut Page, counts: &Counts, kernel: &[KernelDrops], state: &Sta
             .into_iter()
             .chain(by_bus.map(|(reason, n)| ([("reason", reason.label())], n))),
     );
-    let memory = || {
-        state.listeners.iter().filter_map(|info| {
-            let memory = sys::socket_memory(info.socket.as_fd())?;
-            Some((info.name.as_str(), memory))
-        })
+    let buffers = || {
+        let listeners = state.listeners.iter();
+        listeners.filter_map(|info| Some((info.name.as_str(), info.buffer_bytes()?)))
     };
     page.gauges(
         "ingress_buffer_bytes",
         "What the kernel lets wait for a listener, by its own account.",
-        memory().map(|(name, memory)| ([("listener", name)], memory.receive_buffer_bytes)),
+        buffers().map(|(name, (_, size))| ([("listener", name)], size)),
     );
     page.gauges(
         "ingress_buffer_used_bytes",
         "What waits for a listener, by the kernel's account.",
-        memory().map(|(name, memory)| ([("listener", name)], memory.receive_used_bytes)),
+        buffers().map(|(name, (used, _))| ([("listener", name)], used)),
     );
 }
 

@@ -27,7 +27,6 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{sleep, timeout};
 
 use crate::ledger::Totals;
-use crate::net::sys;
 use crate::state::{Phase, State};
 
 /// Connections at once: a few scrapers and people. Further ones are closed at once.
@@ -132,18 +131,24 @@ struct Books {
     kernel: Vec<KernelDrops>,
 }
 
-/// The kernel's count of drops, which wraps, made one that does not.
-#[derive(Clone, Copy, Debug, Default)]
+/// The kernel's counts of drops of one listener's sockets, which wrap, made one that does not.
+#[derive(Clone, Debug, Default)]
 struct KernelDrops {
-    last: Option<u32>,
+    /// By socket.
+    last: Vec<u32>,
     total: u64,
 }
 
 impl KernelDrops {
     /// What an inherited socket had dropped before is not ours: the first reading is the start.
-    fn read(&mut self, drops: u32) {
-        let before = self.last.replace(drops).unwrap_or(drops);
-        self.total += u64::from(drops.wrapping_sub(before));
+    fn read(&mut self, socket: usize, drops: u32) {
+        match self.last.get_mut(socket) {
+            Some(last) => {
+                self.total += u64::from(drops.wrapping_sub(*last));
+                *last = drops;
+            }
+            None => self.last.push(drops),
+        }
     }
 }
 
@@ -168,8 +173,8 @@ impl Books {
     fn take_mail(&mut self, state: &State) {
         state.mailbox.take_into(&mut self.totals);
         for (drops, listener) in self.kernel.iter_mut().zip(&state.listeners) {
-            if let Some(memory) = sys::socket_memory(std::os::fd::AsFd::as_fd(&listener.socket)) {
-                drops.read(memory.drops);
+            for (socket, memory) in listener.memory().flatten().enumerate() {
+                drops.read(socket, memory.drops);
             }
         }
     }

@@ -4,16 +4,11 @@ use std::net::TcpStream;
 use super::*;
 use crate::bus::CopyDrop;
 use crate::bus::series::SeriesId;
-use crate::ledger::{Ledger, Mailbox};
+use crate::ledger::Ledger;
 
 fn start() -> (Admin, Arc<State>) {
-    let mailbox = Mailbox::new(0, 1);
-    let state = Arc::new(State::new(
-        7,
-        Vec::new(),
-        vec!["spam.>".to_owned()],
-        mailbox,
-    ));
+    let policies = vec!["spam.>".to_owned()];
+    let state = Arc::new(State::new(7, Vec::new(), policies, 1));
     state.put_series(&["other".into(), "indexer".into()]);
     let address = "127.0.0.1:0".parse().unwrap();
     (Admin::start(address, Arc::clone(&state)).unwrap(), state)
@@ -115,7 +110,7 @@ fn slow_and_many_clients_are_bounded() {
 fn kernel_drops_start_from_the_first_reading_and_wrap() {
     let mut drops = KernelDrops::default();
     for (reading, total) in [(u32::MAX - 1, 0), (u32::MAX, 1), (4, 6)] {
-        drops.read(reading);
+        drops.read(0, reading);
         assert_eq!(drops.total, total);
     }
 }

@@ -7,18 +7,16 @@ use std::ops::Range;
 
 use hailmary_proto::decode::{EventRun, FrameView};
 
-use super::access::{Access, Rights};
+use super::access::Rights;
+use super::directory::Directory;
 use super::fanout::Fanout;
 use super::routes::{RouteId, Routes};
-use super::subscribers::Subscribers;
 use super::tally::EventTally;
 
 /// What events pass on their way in.
 pub struct Intake<'a> {
-    /// Who may see what.
-    pub access: &'a Access,
-    /// Who there is.
-    pub subscribers: &'a Subscribers,
+    /// Who gets what.
+    pub directory: &'a Directory,
     /// Where topics lead.
     pub routes: &'a mut Routes,
     /// Where events are copied to.
@@ -59,7 +57,9 @@ impl Intake<'_> {
                 // What is resolved anew may take the place of what the neighbours go by.
                 self.copy(frame, neighbours.take(), hops);
             }
-            let Some(route) = found.or_else(|| self.resolve(&run)) else {
+            let Some(route) =
+                found.or_else(|| self.routes.resolve(run.topic_bytes(), self.directory))
+            else {
                 self.tally.bad_topic += run.len() as u64;
                 continue;
             };
@@ -81,12 +81,6 @@ impl Intake<'_> {
             }
         }
         self.copy(frame, neighbours, hops);
-    }
-
-    fn resolve(&mut self, run: &EventRun<'_>) -> Option<RouteId> {
-        let access = &self.access.subscribe;
-        self.routes
-            .resolve(run.topic_bytes(), self.subscribers, access)
     }
 
     /// Counts events whose topic is legal, and says whether they go to anybody.

@@ -1,7 +1,7 @@
 //! The life of leases: challenge, grant, renew, expire, give back, refuse.
 //!
 //! Owns the cookies, the caps and the ends of leases; the subscribers themselves are in the
-//! table that every call is lent. Until an address is proven by a cookie nothing is kept of it,
+//! directory that every call is lent. Until an address is proven by a cookie nothing is kept of it,
 //! and it is never answered with more bytes than it sent.
 
 use std::collections::{BTreeSet, HashMap};
@@ -12,17 +12,15 @@ use hailmary_proto::v1::frame::Control;
 use hailmary_proto::v1::refusal::Reason;
 use hailmary_proto::v1::{self, Challenge, Refusal, Subscribe, Unsubscribe};
 
-use super::access::{Access, Rights};
+use super::access::Rights;
 use super::address::{Address, Origin};
 use super::cookie::CookieJar;
+use super::directory::Directory;
 use super::limits::{
     CHALLENGE_AGE_MAX, COOKIE_AGE_MAX, FRAME_BYTES_MIN, LEASE_MS_MIN, NAME_BYTES_MAX,
 };
-use super::routes::Routes;
-use super::series::{Series, SeriesId};
-use super::subscribers::{
-    Flow, FrameBytes, Lease, Reported, Subscriber, SubscriberId, Subscribers, Tenure,
-};
+use super::series::SeriesId;
+use super::subscribers::{Flow, FrameBytes, Lease, Reported, Subscriber, SubscriberId, Tenure};
 use super::throttle::Throttle;
 
 /// What an operator may change.
@@ -77,19 +75,6 @@ pub struct Request<'a> {
     pub bytes: usize,
 }
 
-/// The tables that a lease changes.
-#[derive(Debug)]
-pub struct Tables<'a> {
-    /// Who gets events.
-    pub subscribers: &'a mut Subscribers,
-    /// Where topics lead.
-    pub routes: &'a mut Routes,
-    /// Where subscribers are counted.
-    pub series: &'a mut Series,
-    /// Who may subscribe.
-    pub access: &'a Access,
-}
-
 /// The leases.
 #[derive(Debug)]
 pub struct Leases {
@@ -135,12 +120,12 @@ impl Leases {
     }
 
     /// Removes one lease that has ended.
-    pub fn expire(&mut self, now: Duration, tables: &mut Tables<'_>) -> Option<LeaseEvent> {
+    pub fn expire(&mut self, now: Duration, directory: &mut Directory) -> Option<LeaseEvent> {
         let (end, id) = self.ends.first().copied()?;
         if end > now {
             return None;
         }
-        self.remove(id, tables);
+        self.remove(id, directory);
         Some(LeaseEvent::Expired(id))
     }
 
@@ -150,13 +135,13 @@ impl Leases {
         now: Duration,
         request: &Request<'_>,
         subscribe: &Subscribe,
-        tables: &mut Tables<'_>,
+        directory: &mut Directory,
     ) -> Answered {
         let nonce = subscribe.nonce;
-        if let Rights::Nothing = tables.access.subscribe.rights_of_address(request.from) {
+        if let Rights::Nothing = directory.access().subscribe.rights_of_address(request.from) {
             return self.answer_unproven(now, request, refused(Reason::NotAllowed, nonce));
         }
-        let standing = tables.subscribers.leased(request.from);
+        let standing = directory.subscribers().leased(request.from);
         if !self.is_proven(now, request.from, subscribe, standing) {
             let cookie = self.cookies.bake(now, request.from, nonce).to_vec();
             let challenge = Control::Challenge(Challenge { cookie, nonce });
@@ -170,8 +155,8 @@ impl Leases {
             return refused(reason, nonce);
         }
         let event = match standing {
-            Some(id) => self.renew(now, id, subscribe, tables),
-            None => match self.grant(now, request.from, subscribe, tables) {
+            Some(id) => self.renew(now, id, subscribe, directory),
+            None => match self.grant(now, request.from, subscribe, directory) {
                 Ok(id) => LeaseEvent::Granted(id),
                 Err(reason) => return refused(reason, nonce),
             },
@@ -191,13 +176,13 @@ impl Leases {
         now: Duration,
         request: &Request<'_>,
         unsubscribe: &Unsubscribe,
-        tables: &mut Tables<'_>,
+        directory: &mut Directory,
     ) -> Answered {
         let Unsubscribe { cookie, nonce } = unsubscribe;
         let age = self.cookies.age(now, cookie, request.from, *nonce);
-        match tables.subscribers.leased(request.from) {
+        match directory.subscribers().leased(request.from) {
             Some(id) if age.is_some_and(|age| age <= COOKIE_AGE_MAX) => {
-                self.remove(id, tables);
+                self.remove(id, directory);
                 (LeaseEvent::Released(id), None)
             }
             _ => self.answer_unproven(now, request, refused(Reason::UnknownLease, *nonce)),
@@ -245,10 +230,10 @@ impl Leases {
         now: Duration,
         from: &Address,
         subscribe: &Subscribe,
-        tables: &mut Tables<'_>,
+        directory: &mut Directory,
     ) -> Result<SubscriberId, Reason> {
         let of_origin = self.per_origin.get(&from.origin()).copied().unwrap_or(0);
-        if tables.subscribers.leases() >= self.limits.leases_max
+        if directory.subscribers().leases() >= self.limits.leases_max
             || of_origin >= self.limits.leases_per_origin_max
         {
             return Err(Reason::Full);
@@ -262,14 +247,12 @@ impl Leases {
             name: subscribe.name.as_str().into(),
             address: from.clone(),
             topics: patterns(subscribe),
-            series: tables.series.assign(&subscribe.name),
+            series: directory.assign_series(&subscribe.name),
             frame_bytes: frame_bytes(subscribe, from),
             tenure: Tenure::Lease(lease),
             flow: Flow::default(),
         };
-        let topics = subscriber.topics.clone();
-        let id = tables.subscribers.insert(subscriber);
-        tables.routes.insert(&topics, id);
+        let id = directory.insert(subscriber);
         self.ends.insert((expires, id));
         *self.per_origin.entry(from.origin()).or_default() += 1;
         Ok(id)
@@ -280,51 +263,60 @@ impl Leases {
         now: Duration,
         id: SubscriberId,
         subscribe: &Subscribe,
-        tables: &mut Tables<'_>,
+        directory: &mut Directory,
     ) -> LeaseEvent {
-        let expires = self.end(now, subscribe);
-        let report = self.reported(subscribe);
-        let Some(subscriber) = tables.subscribers.get_mut(id) else {
+        let series = directory.assign_series(&subscribe.name);
+        let Some(subscriber) = directory.subscriber_mut(id) else {
             return LeaseEvent::Unanswered;
         };
-        let mut news = Reported::default();
-        if let Tenure::Lease(lease) = &mut subscriber.tenure {
-            self.ends.remove(&(lease.expires, id));
-            self.ends.insert((expires, id));
-            lease.expires = expires;
-            if let Some(report) = report {
-                news = subscriber.flow.credible(report.since(lease.reported));
-                lease.reported = report;
-            }
-        }
-        let mut is_changed = false;
-        if *subscriber.name != *subscribe.name {
-            is_changed = true;
+        let news = self.extend(now, id, subscriber, subscribe);
+        let mut is_changed = *subscriber.name != *subscribe.name;
+        if is_changed {
             subscriber.name = subscribe.name.as_str().into();
-            subscriber.series = tables.series.assign(&subscribe.name);
+            subscriber.series = series;
         }
         let topics = patterns(subscribe);
         let frame_bytes = frame_bytes(subscribe, &subscriber.address);
         if subscriber.topics != topics || subscriber.frame_bytes != frame_bytes {
             is_changed = true;
-            tables.routes.remove(&subscriber.topics, id);
-            tables.routes.insert(&topics, id);
-            subscriber.topics = topics;
-            subscriber.frame_bytes = frame_bytes;
+            directory.change(id, topics, frame_bytes);
         }
         LeaseEvent::Renewed {
-            id,
-            series: subscriber.series,
+            series,
             news,
             is_changed,
+            id,
         }
     }
 
-    fn remove(&mut self, id: SubscriberId, tables: &mut Tables<'_>) {
-        let Some(subscriber) = tables.subscribers.remove(id) else {
+    /// Puts the end of a lease off, and says what its subscriber reports that is new.
+    fn extend(
+        &mut self,
+        now: Duration,
+        id: SubscriberId,
+        subscriber: &mut Subscriber,
+        subscribe: &Subscribe,
+    ) -> Reported {
+        let expires = self.end(now, subscribe);
+        let report = self.reported(subscribe);
+        let Tenure::Lease(lease) = &mut subscriber.tenure else {
+            return Reported::default();
+        };
+        self.ends.remove(&(lease.expires, id));
+        self.ends.insert((expires, id));
+        lease.expires = expires;
+        let Some(report) = report else {
+            return Reported::default();
+        };
+        let news = report.since(lease.reported);
+        lease.reported = report;
+        subscriber.flow.credible(news)
+    }
+
+    fn remove(&mut self, id: SubscriberId, directory: &mut Directory) {
+        let Some(subscriber) = directory.remove(id) else {
             return;
         };
-        tables.routes.remove(&subscriber.topics, id);
         if let Tenure::Lease(lease) = &subscriber.tenure {
             self.ends.remove(&(lease.expires, id));
         }

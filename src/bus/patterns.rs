@@ -50,7 +50,14 @@ pub struct Patterns {
     unused: Vec<NodeId>,
     edges: HashTable<Edge>,
     hasher: FixedState,
-    /// Scratch of [`Patterns::find`]: where the look-up has got to.
+}
+
+/// The memory of a look-up, lent to [`Patterns::find`] so that it allocates nothing.
+#[derive(Debug, Default)]
+pub struct LookUp {
+    /// Who was found: each once, in order of id.
+    pub found: Vec<SubscriberId>,
+    /// Where the look-up has got to.
     places: Vec<NodeId>,
     next_places: Vec<NodeId>,
 }
@@ -64,8 +71,6 @@ impl Patterns {
             unused: Vec::new(),
             edges: HashTable::new(),
             hasher: FixedState::with_seed(seed),
-            places: Vec::new(),
-            next_places: Vec::new(),
         }
     }
 
@@ -107,16 +112,19 @@ impl Patterns {
         }
     }
 
-    /// Puts into `found` each subscriber with a pattern that matches, once, in order of id.
-    pub fn find(&mut self, topic: &[u8], found: &mut Vec<SubscriberId>) {
+    /// Finds each subscriber with a pattern that matches.
+    pub fn find(&self, topic: &[u8], look_up: &mut LookUp) {
+        let LookUp {
+            found,
+            places,
+            next_places,
+        } = look_up;
         found.clear();
-        let mut places = std::mem::take(&mut self.places);
-        let mut next_places = std::mem::take(&mut self.next_places);
         places.clear();
         places.push(ROOT);
         for token in topic.split(|byte| *byte == b'.') {
             next_places.clear();
-            for place in &places {
+            for place in &*places {
                 let Some(node) = self.node(*place) else {
                     continue;
                 };
@@ -124,13 +132,11 @@ impl Patterns {
                 next_places.extend(node.any);
                 next_places.extend(self.literal(*place, token));
             }
-            std::mem::swap(&mut places, &mut next_places);
+            std::mem::swap(places, next_places);
         }
         for node in places.iter().filter_map(|place| self.node(*place)) {
             found.extend_from_slice(&node.exact);
         }
-        self.places = places;
-        self.next_places = next_places;
         found.sort_unstable();
         found.dedup();
     }
@@ -243,10 +249,10 @@ mod tests {
         SubscriberId::new(n)
     }
 
-    fn find(patterns: &mut Patterns, topic: &str) -> Vec<SubscriberId> {
-        let mut found = Vec::new();
-        patterns.find(topic.as_bytes(), &mut found);
-        found
+    fn find(patterns: &Patterns, topic: &str) -> Vec<SubscriberId> {
+        let mut look_up = LookUp::default();
+        patterns.find(topic.as_bytes(), &mut look_up);
+        look_up.found
     }
 
     #[test]
@@ -254,8 +260,8 @@ mod tests {
         let mut patterns = Patterns::new(1);
         patterns.insert("search.>", id(1));
         patterns.insert(">", id(2));
-        assert_eq!(find(&mut patterns, "search"), [id(2)]);
-        assert_eq!(find(&mut patterns, "search.index.photo"), [id(1), id(2)]);
+        assert_eq!(find(&patterns, "search"), [id(2)]);
+        assert_eq!(find(&patterns, "search.index.photo"), [id(1), id(2)]);
     }
 
     #[test]
@@ -264,7 +270,7 @@ mod tests {
         for pattern in ["a.*", "*.b", "a.>", "a.b"] {
             patterns.insert(pattern, id(7));
         }
-        assert_eq!(find(&mut patterns, "a.b"), [id(7)]);
+        assert_eq!(find(&patterns, "a.b"), [id(7)]);
     }
 
     #[test]
@@ -277,7 +283,7 @@ mod tests {
                 .collect();
             patterns.insert(&tokens.join("."), id(bits));
         }
-        assert_eq!(find(&mut patterns, &["a"; 10].join(".")).len(), 1 << 10);
+        assert_eq!(find(&patterns, &["a"; 10].join(".")).len(), 1 << 10);
     }
 
     fn pattern() -> impl Strategy<Value = String> {
@@ -331,7 +337,7 @@ mod tests {
                             .collect();
                         expected.sort_unstable();
                         expected.dedup();
-                        prop_assert_eq!(find(&mut patterns, &topic), expected);
+                        prop_assert_eq!(find(&patterns, &topic), expected);
                     }
                 }
             }

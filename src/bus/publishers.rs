@@ -97,6 +97,16 @@ impl Publishers {
 }
 
 impl PublisherFlow {
+    /// Both together, of the same publisher where two data threads heard it.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            received: self.received + other.received,
+            lost: self.lost + other.lost,
+            ..self
+        }
+    }
+
     fn starting(stamp: &Stamp) -> Self {
         Self {
             next: stamp.sequence,

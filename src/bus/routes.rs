@@ -1,9 +1,9 @@
 //! From a topic to the subscriber sets that want it.
 //!
-//! A cache of topics stands in front of the pattern trie. What it holds is right for one
-//! generation of the subscriber table; a change begins a new one, and topics find their sets
-//! again as they come. Topics that nobody wants are cached like others, and what is cached is
-//! bounded: see [`CACHED_TOPICS_MAX`].
+//! A cache of topics stands in front of the directory. What it holds is right for one generation
+//! of it; a change begins a new one, and topics find their sets again as they come. Topics that
+//! nobody wants are cached like others, and what is cached is bounded: see
+//! [`CACHED_TOPICS_MAX`].
 
 use std::hash::BuildHasher;
 
@@ -11,10 +11,10 @@ use foldhash::fast::FixedState;
 use hailmary_proto::topic;
 use hashbrown::{HashMap, HashTable};
 
-use super::access::Rules;
+use super::directory::Directory;
 use super::limits::{CACHED_TOPICS_MAX, SUBSCRIBER_SETS_MAX};
-use super::patterns::Patterns;
-use super::subscribers::{FrameBytes, SubscriberId, Subscribers, Tenure};
+use super::patterns::LookUp;
+use super::subscribers::{FrameBytes, SubscriberId, Subscribers};
 
 /// Subscribers that get the same frames, interned: topics with equal members share one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -71,53 +71,48 @@ struct CachedTopic {
 /// The way from topics to subscriber sets.
 #[derive(Debug)]
 pub struct Routes {
-    patterns: Patterns,
     policies: Vec<String>,
     cache: Vec<CachedTopic>,
     /// The places in `cache`, by topic.
     places: HashTable<RouteId>,
     /// The topic found last: publishers repeat themselves.
     last: RouteId,
+    /// Of these routes: it also changes when sets are forgotten.
     generation: u64,
+    /// The directory's, as of these routes.
+    followed: u64,
     sets: Vec<SubscriberSet>,
     interned: HashMap<SubscriberSet, SetId, FixedState>,
     hasher: FixedState,
-    /// Scratch of a look-up past the cache.
-    found: Vec<SubscriberId>,
+    look_up: LookUp,
 }
 
 impl Routes {
-    /// No subscribers. `seed` keeps strangers from choosing topics that collide.
+    /// Nothing known yet. `seed` keeps strangers from choosing topics that collide.
     #[must_use]
     pub fn new(policies: Vec<String>, seed: u64) -> Self {
         Self {
-            patterns: Patterns::new(seed),
             policies,
             cache: Vec::new(),
             places: HashTable::new(),
             last: RouteId(0),
             generation: 0,
+            followed: 0,
             sets: Vec::new(),
             interned: HashMap::with_hasher(FixedState::with_seed(seed)),
             hasher: FixedState::with_seed(seed),
-            found: Vec::new(),
+            look_up: LookUp::default(),
         }
     }
 
-    /// Adds a subscriber's patterns. Only between turns: no frame may be under construction.
-    pub fn insert(&mut self, patterns: &[Box<str>], subscriber: SubscriberId) {
-        for pattern in patterns {
-            self.patterns.insert(pattern, subscriber);
+    /// Forgets what no longer holds of the directory. Only between turns: no frame may be under
+    /// construction.
+    #[inline]
+    pub fn follow(&mut self, directory: &Directory) {
+        if self.followed != directory.generation() {
+            self.followed = directory.generation();
+            self.begin_generation();
         }
-        self.begin_generation();
-    }
-
-    /// Removes a subscriber's patterns. Only between turns.
-    pub fn remove(&mut self, patterns: &[Box<str>], subscriber: SubscriberId) {
-        for pattern in patterns {
-            self.patterns.remove(pattern, subscriber);
-        }
-        self.begin_generation();
     }
 
     /// The cached route of a topic, if there is one and it still holds.
@@ -133,22 +128,16 @@ impl Routes {
 
     /// Finds the route of a topic anew and caches it, or `None` where the topic is illegal.
     #[cold]
-    pub fn resolve(
-        &mut self,
-        topic: &[u8],
-        subscribers: &Subscribers,
-        access: &Rules,
-    ) -> Option<RouteId> {
+    pub fn resolve(&mut self, topic: &[u8], directory: &Directory) -> Option<RouteId> {
         topic::check_topic(topic).ok()?;
-        let mut found = std::mem::take(&mut self.found);
-        self.patterns.find(topic, &mut found);
-        found.retain(|id| may_see(subscribers, *id, access, topic));
+        let mut look_up = std::mem::take(&mut self.look_up);
+        directory.find(topic, &mut look_up);
         let route = Route {
-            copies: u32::try_from(found.len()).unwrap_or(u32::MAX),
-            sets: self.intern_by_size(&found, subscribers),
+            copies: u32::try_from(look_up.found.len()).unwrap_or(u32::MAX),
+            sets: self.intern_by_size(&look_up.found, directory.subscribers()),
             policy: self.policy(topic),
         };
-        self.found = found;
+        self.look_up = look_up;
         Some(self.remember(topic, route))
     }
 
@@ -265,14 +254,4 @@ impl Routes {
         self.places.insert_unique(hash, id, hash_of);
         id
     }
-}
-
-/// A subscriber by lease gets only what its address may see, whatever its patterns match.
-fn may_see(subscribers: &Subscribers, id: SubscriberId, access: &Rules, topic: &[u8]) -> bool {
-    subscribers
-        .get(id)
-        .is_some_and(|subscriber| match subscriber.tenure {
-            Tenure::Static => true,
-            Tenure::Lease(_) => access.rights_of_address(&subscriber.address).permit(topic),
-        })
 }

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use hailmary_proto::v1::Stamp;
@@ -70,40 +71,40 @@ impl FrameBytes {
     }
 }
 
-/// What went to one subscriber so far, for its stamps.
-#[derive(Clone, Copy, Debug, Default)]
+/// What went to one subscriber so far, for its stamps. All data threads count on one flow, so a
+/// subscriber sees one, whichever thread a frame comes by.
+#[derive(Debug, Default)]
 pub struct Flow {
-    events: u64,
-    dropped: u64,
+    events: AtomicU64,
+    dropped: AtomicU64,
 }
 
 impl Flow {
     /// The stamp of the next frame, which has so many events, and counts them.
     #[inline]
-    pub fn stamp(&mut self, bus: u64, events: u32, hops: u32) -> Stamp {
-        let stamp = Stamp {
+    pub fn stamp(&self, bus: u64, events: u32, hops: u32) -> Stamp {
+        Stamp {
             sender: bus,
-            sequence: self.events,
-            dropped: self.dropped,
+            sequence: self.events.fetch_add(events.into(), Ordering::Relaxed),
+            dropped: self.dropped.load(Ordering::Relaxed),
             hops,
             weight: 0.0,
-        };
-        self.events += u64::from(events);
-        stamp
+        }
     }
 
     /// A report's news, less what cannot be true: nothing is lost that was not sent.
     #[must_use]
     pub fn credible(&self, news: Reported) -> Reported {
+        let events = self.events.load(Ordering::Relaxed);
         Reported {
-            lost: news.lost.min(self.events),
-            dropped: news.dropped.min(self.events),
+            lost: news.lost.min(events),
+            dropped: news.dropped.min(events),
         }
     }
 
     /// Notes that events counted by [`Flow::stamp`] were not sent.
-    pub fn drop(&mut self, events: u32) {
-        self.dropped += u64::from(events);
+    pub fn drop(&self, events: u32) {
+        self.dropped.fetch_add(events.into(), Ordering::Relaxed);
     }
 }
 
@@ -146,7 +147,7 @@ impl Reported {
 }
 
 /// One member of subscriber sets.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Subscriber {
     /// What it calls itself; may be empty.
     pub name: Arc<str>,
@@ -203,6 +204,12 @@ impl Subscribers {
     #[must_use]
     pub fn get(&self, id: SubscriberId) -> Option<&Subscriber> {
         self.places.get(id.index())?.as_ref()
+    }
+
+    /// The one in the place with this [index](SubscriberId::index).
+    #[must_use]
+    pub fn at(&self, index: usize) -> Option<&Subscriber> {
+        self.places.get(index)?.as_ref()
     }
 
     /// The one in this place.

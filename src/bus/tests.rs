@@ -2,10 +2,15 @@
 
 use super::*;
 use access::{Effect, Rule, Rules};
+use hailmary_proto::v1::frame::Control;
 use hailmary_proto::v1::refusal::Reason;
-use hailmary_proto::v1::{Challenge, Event, Frame, Lease, Stamp, Subscribe, Unsubscribe};
+use hailmary_proto::v1::{Challenge, Event, Frame, Lease, Ping, Stamp, Subscribe, Unsubscribe};
 use hailmary_proto::write::{UNPROVEN_REQUEST_BYTES_MIN, pad};
+use leases::LeaseEvent;
 use proptest::prelude::*;
+use prost::Message;
+use subscribers::{SubscriberId, Subscribers};
+use tally::EventTally;
 
 fn everybody() -> Rules {
     Rules(vec![Rule {
@@ -34,13 +39,72 @@ fn settings() -> Settings {
     }
 }
 
+/// The core's parts as one, with one forwarder.
+struct Bus {
+    directory: Directory,
+    registrar: Registrar,
+    forwarder: Forwarder,
+    publishers: Publishers,
+}
+
+impl Bus {
+    fn handle_datagram(
+        &mut self,
+        arrival: Arrival<'_>,
+        datagram: &[u8],
+        tally: &mut EventTally,
+    ) -> Result<(), FrameDrop> {
+        self.forwarder.begin_turn(&self.directory);
+        self.forwarder.handle_datagram(
+            &self.directory,
+            &mut self.publishers,
+            arrival,
+            datagram,
+            tally,
+        )
+    }
+
+    fn poll_copies(&mut self, copies: &mut Vec<FrameCopy>, copies_max: usize) {
+        self.forwarder
+            .poll_copies(&self.directory, copies, copies_max);
+    }
+
+    fn handle_dropped(&self, copy: &FrameCopy) {
+        self.forwarder.handle_dropped(&self.directory, copy);
+    }
+
+    fn handle_controls(&mut self, now: Duration, events: &mut Vec<LeaseEvent>) {
+        for message in self.forwarder.controls() {
+            let flow = |sender| self.publishers.get(sender).unwrap_or_default();
+            self.registrar
+                .handle_control(now, message, flow, &mut self.directory, events);
+        }
+    }
+
+    fn handle_timeout(&mut self, now: Duration, events: &mut Vec<LeaseEvent>) {
+        self.registrar
+            .handle_timeout(now, &mut self.directory, events);
+    }
+
+    fn subscribers(&self) -> &Subscribers {
+        self.directory.subscribers()
+    }
+}
+
 fn bus_of(settings: Settings) -> Bus {
     let mut counter = 0_u8;
     let random = move || {
         counter += 1;
         [counter; 16]
     };
-    Bus::new(settings, Duration::ZERO, Box::new(random))
+    let mut parts = open(&settings, 1, Duration::ZERO, Box::new(random));
+    let (forwarder, publishers) = parts.workers.remove(0);
+    Bus {
+        directory: parts.directory,
+        registrar: parts.registrar,
+        forwarder,
+        publishers,
+    }
 }
 
 fn bus() -> Bus {
@@ -85,8 +149,8 @@ fn ask(
         .unwrap();
     let mut events = Vec::new();
     bus.handle_controls(now, &mut events);
-    let answer = bus.poll_answer();
-    assert_eq!(bus.poll_answer(), None);
+    let answer = bus.registrar.poll_answer();
+    assert_eq!(bus.registrar.poll_answer(), None);
     if let Some(answer) = &answer {
         assert_eq!(answer.to, Address::Ip(from.parse().unwrap()));
     }
@@ -153,13 +217,13 @@ fn publish(bus: &mut Bus, datagram: &[u8], tally: &mut EventTally) -> Vec<(Subsc
             break;
         }
         for copy in &copies {
-            let datagram = [copy.stamp(), bus.body(copy)].concat();
+            let datagram = [copy.stamp(), bus.forwarder.body(copy)].concat();
             let frame = Frame::decode(&*datagram).unwrap();
             assert_eq!(frame.events.len(), copy.events as usize);
             sent.push((copy.subscriber, frame));
         }
     }
-    bus.end_frames();
+    bus.forwarder.end_frames();
     sent
 }
 
@@ -169,9 +233,12 @@ fn a_lease_takes_a_proven_address_and_ends_in_time() {
     let lease = leased(&mut bus, T0, HERE, &["a.>"]);
     assert_eq!(
         (lease.bus, lease.lease_ms, lease.nonce),
-        (bus.id(), 30_000, 5)
+        (bus.registrar.bus(), 30_000, 5)
     );
-    assert_eq!(bus.poll_timeout(), Some(T0 + Duration::from_secs(30)));
+    assert_eq!(
+        bus.registrar.poll_timeout(),
+        Some(T0 + Duration::from_secs(30))
+    );
     let sent = publish(
         &mut bus,
         &frame_of(&["a.b", "b", "a.c"]),
@@ -195,7 +262,7 @@ fn a_lease_takes_a_proven_address_and_ends_in_time() {
     let mut tally = EventTally::default();
     assert_eq!(publish(&mut bus, &frame_of(&["a.b"]), &mut tally), []);
     assert_eq!((tally.unmatched, tally.copies), (1, 0));
-    assert_eq!(bus.poll_timeout(), None);
+    assert_eq!(bus.registrar.poll_timeout(), None);
 }
 
 #[test]
@@ -263,7 +330,7 @@ fn a_lease_is_given_back_by_its_holder_alone() {
     );
     let (events, answer) = ask(&mut bus, T0, HERE, &padded(release(&lease.cookie)));
     assert!(matches!(events[..], [LeaseEvent::Released(_)]) && answer.is_none());
-    assert_eq!(bus.poll_timeout(), None);
+    assert_eq!(bus.registrar.poll_timeout(), None);
 }
 
 #[test]
@@ -331,7 +398,7 @@ fn an_unproven_address_gets_no_more_bytes_than_it_sent() {
         ask(&mut bus, T0, HERE, &short),
         (vec![LeaseEvent::Unanswered], None)
     );
-    let ping = Control::Ping(v1::Ping { nonce: 1 });
+    let ping = Control::Ping(Ping { nonce: 1 });
     let short = Frame {
         control: Some(ping),
         ..Frame::default()
@@ -404,7 +471,7 @@ fn stamps_count_what_went_and_what_was_dropped() {
         if is_dropped {
             bus.handle_dropped(&copies[0]);
         }
-        bus.end_frames();
+        bus.forwarder.end_frames();
     }
     assert_eq!(stamps, [(0, 0), (2, 0), (4, 2)]);
 }

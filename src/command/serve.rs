@@ -1,28 +1,30 @@
 //! `hailmary serve`: a bus, from its configuration to its last word.
 
 use std::io::{self, Write};
+use std::iter;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, RwLock};
+use std::thread;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use toml::Spanned;
 use tracing::{Level, info, warn};
 
 use crate::admin::Admin;
-use crate::bus::Bus;
+use crate::bus::{self, Registrar};
 use crate::config::{Config, ConfigError, Plan};
-use crate::ledger::{Mailbox, Totals};
+use crate::ledger::Totals;
 use crate::logging::{self, Format};
 use crate::net::egress::Egress;
-use crate::net::event_loop::{EventLoop, Parts};
+use crate::net::event_loop::{self, EventLoop, Parts, Shared};
 use crate::net::listener::Listener;
 use crate::net::sys;
-use crate::state::{ListenerInfo, State};
+use crate::state::{ListenerInfo, Phase, State};
 
 /// Runs a bus: with no flags at all, a useful one on loopback.
 #[derive(Debug, clap::Args)]
@@ -98,46 +100,93 @@ fn numeric(address: &str) -> String {
 }
 
 fn serve(plan: Plan) -> anyhow::Result<()> {
-    let stop = stop_signals().context("cannot listen for signals")?;
+    let stops = (0..plan.workers).map(|_| stop_signals());
+    let stops: io::Result<Vec<_>> = stops.collect();
+    let stops = stops.context("cannot listen for signals")?;
     if let Err(error) = sys::raise_descriptor_limit() {
         // It works with the old one, for fewer subscribers over Unix sockets.
         warn!(%error, "cannot raise the limit of open files");
     }
     let listeners = bind(&plan)?;
-    let egress = Egress::open(plan.send_buffer_bytes).context("cannot open a socket to send by")?;
-    let policies = plan.settings.topic_policies.clone();
     // Fails once, here, on a system without randomness, so that it never does later.
     random().context("the system has no randomness")?;
     let source = Box::new(|| random().unwrap_or_else(|_| std::process::abort()));
-    let bus = Bus::new(plan.settings, Duration::ZERO, source);
-    let mailbox = Mailbox::new(listeners.len(), policies.len());
-    let infos = listeners
-        .iter()
-        .map(listener_info)
-        .collect::<io::Result<_>>()?;
-    let state = Arc::new(State::new(bus.id(), infos, policies, mailbox));
+    let workers = listeners.len();
+    let bus::Parts {
+        directory,
+        registrar,
+        workers: forwarders,
+    } = bus::open(&plan.settings, workers, Duration::ZERO, source);
+    let (forwarders, publishers): (Vec<_>, Vec<_>) = forwarders.into_iter().unzip();
+    let infos = listener_infos(&listeners)?;
+    let policies = plan.settings.topic_policies.clone();
+    let state = Arc::new(State::new(registrar.bus(), infos, policies, workers));
+    event_loop::show_all(&state, &directory);
+    let mut parts = Vec::new();
+    let each = listeners.into_iter().zip(forwarders).zip(stops);
+    for (worker, ((listeners, forwarder), stop)) in each.enumerate() {
+        parts.push(Parts {
+            worker,
+            forwarder,
+            listeners,
+            egress: Egress::open(plan.send_buffer_bytes)
+                .context("cannot open a socket to send by")?,
+            stop,
+            linger: plan.linger,
+            state: Arc::clone(&state),
+        });
+    }
     let admin = plan
         .admin
         .map(|address| Admin::start(address, Arc::clone(&state)))
         .transpose()?;
 
-    for listener in &listeners {
-        info!(address = listener.name(), "listening");
+    for listener in &state.listeners {
+        info!(address = listener.name, "listening");
     }
     if let Some(admin) = &admin {
         info!(address = %format_args!("http://{}", admin.address()), "admin listening");
     }
-    let parts = Parts {
-        bus,
-        listeners,
-        egress,
-        stop,
-        state: Arc::clone(&state),
-        linger: plan.linger,
+    state.set_phase(Phase::Ready);
+    let shared = Shared {
+        directory: RwLock::new(directory),
+        publishers: publishers.into_iter().map(Mutex::new).collect(),
     };
-    EventLoop::new(parts)?.run()?;
+    run(parts, registrar, &shared)?;
     say_totals(&state, admin.map(Admin::stop));
     Ok(())
+}
+
+/// Runs all data threads, the first one in this very thread, till they stop.
+fn run(parts: Vec<Parts>, registrar: Registrar, shared: &Shared) -> anyhow::Result<()> {
+    let mut parts = parts.into_iter();
+    let first = parts.next().context("there is at least one worker")?;
+    let first = EventLoop::with_registrar(first, registrar)?;
+    let others = parts
+        .map(|parts| first.beside(parts))
+        .collect::<io::Result<Vec<_>>>()?;
+    thread::scope(|scope| {
+        let mut threads = Vec::new();
+        for (event_loop, number) in others.into_iter().zip(1..) {
+            let thread = thread::Builder::new().name(format!("worker-{number}"));
+            threads.push(thread.spawn_scoped(scope, || run_to_end(event_loop, shared))?);
+        }
+        let mut result = run_to_end(first, shared);
+        for thread in threads {
+            let ended = thread.join();
+            result = result.and(ended.unwrap_or_else(|_| bail!("a worker panicked")));
+        }
+        result
+    })
+}
+
+/// Runs one data thread. If it fails all others are to stop as well.
+fn run_to_end(event_loop: EventLoop, shared: &Shared) -> anyhow::Result<()> {
+    let result = event_loop.run(shared).context("a worker failed");
+    if result.is_err() {
+        signal_hook::low_level::raise(SIGTERM)?;
+    }
+    result
 }
 
 fn random() -> Result<[u8; 16], getrandom::Error> {
@@ -155,7 +204,9 @@ fn stop_signals() -> io::Result<UnixStream> {
     Ok(reader)
 }
 
-fn bind(plan: &Plan) -> anyhow::Result<Vec<Listener>> {
+/// The sockets of each worker: the first has all, the others their own ones on its UDP ports. If
+/// there are no such ports there is one worker.
+fn bind(plan: &Plan) -> anyhow::Result<Vec<Vec<Listener>>> {
     let mut listeners = Vec::new();
     for address in &plan.listen {
         let listener = Listener::bind(address, plan.receive_buffer_bytes)?;
@@ -171,14 +222,28 @@ fn bind(plan: &Plan) -> anyhow::Result<Vec<Listener>> {
         }
         listeners.push(listener);
     }
-    Ok(listeners)
+    let mut others = Vec::new();
+    for _ in 1..plan.workers {
+        let shared = listeners.iter().filter_map(|l| l.share().transpose());
+        let shared = shared.collect::<Result<Vec<_>, _>>()?;
+        if !shared.is_empty() {
+            others.push(shared);
+        }
+    }
+    Ok(iter::once(listeners).chain(others).collect())
 }
 
-fn listener_info(listener: &Listener) -> io::Result<ListenerInfo> {
-    Ok(ListenerInfo {
-        name: listener.name().to_owned(),
-        socket: listener.as_fd().try_clone_to_owned()?,
-    })
+fn listener_infos(workers: &[Vec<Listener>]) -> io::Result<Vec<ListenerInfo>> {
+    let info = |(index, listener): (usize, &Listener)| {
+        let shared = workers.iter().filter_map(|listeners| listeners.get(index));
+        let sockets = shared.map(|listener| listener.as_fd().try_clone_to_owned());
+        Ok(ListenerInfo {
+            name: listener.name().to_owned(),
+            sockets: sockets.collect::<io::Result<_>>()?,
+        })
+    };
+    let all = workers.iter().take(1).flatten();
+    all.enumerate().map(info).collect()
 }
 
 /// The last word: what came, what went, what was lost.

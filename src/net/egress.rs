@@ -5,21 +5,26 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::time::Duration;
 
 use socket2::{Domain, SockAddr, Socket};
 
 use crate::bus::address::Address;
-use crate::bus::subscribers::SubscriberId;
-use crate::bus::{Bus, CopyDrop, FrameCopy};
+use crate::bus::subscribers::Subscribers;
+use crate::bus::{CopyDrop, Directory, Forwarder, FrameCopy};
 use crate::ledger::Ledger;
 
 use super::address::to_sockaddr;
 use super::listener::open_egress;
 use super::sys::{BATCH, Outgoing, SendRing};
 
+/// How long to wait before a socket that could not be had is asked for again.
+const RETRY: Duration = Duration::from_secs(1);
+
 /// Where a subscriber's datagrams go, as the kernel takes it.
 #[derive(Debug)]
 struct Peer {
+    of: Address,
     address: SockAddr,
     way: Way,
 }
@@ -74,6 +79,10 @@ impl Ways {
 #[derive(Debug)]
 pub struct Egress {
     ways: Ways,
+    /// The directory's generation that the ways were made for.
+    generation: u64,
+    /// When to try again to reach those for whom no socket was to be had.
+    retry_at: Option<Duration>,
     send_buffer_bytes: usize,
     ring: SendRing,
     copies: Vec<FrameCopy>,
@@ -99,6 +108,8 @@ impl Egress {
                 ipv6,
                 peers: Vec::new(),
             },
+            generation: 0,
+            retry_at: None,
             send_buffer_bytes,
             ring: SendRing::new(),
             copies: Vec::with_capacity(BATCH),
@@ -106,21 +117,55 @@ impl Egress {
         })
     }
 
-    /// Learns where a subscriber's datagrams go.
+    /// Makes ways to all subscribers of the directory, and to nobody else.
     ///
     /// # Errors
     ///
-    /// Where no socket can be had for it; its copies are then counted as unreachable.
-    pub fn put(&mut self, id: SubscriberId, address: &Address) -> io::Result<()> {
-        if self.ways.peers.len() <= id.index() {
-            self.ways.peers.resize_with(id.index() + 1, || None);
-        }
-        let peer = self.peer(address);
-        let Some(place) = self.ways.peers.get_mut(id.index()) else {
+    /// Which subscriber cannot be reached, the last one of several, and why. Its copies are
+    /// counted as unreachable till the next try, a second later.
+    #[inline]
+    pub fn follow(
+        &mut self,
+        directory: &Directory,
+        now: Duration,
+    ) -> Result<(), (Address, io::Error)> {
+        let is_due = self.retry_at.is_some_and(|at| at <= now);
+        if self.generation == directory.generation() && !is_due {
             return Ok(());
-        };
-        *place = None;
-        peer.map(|peer| *place = Some(peer))
+        }
+        self.generation = directory.generation();
+        let result = self.open_and_close(directory.subscribers());
+        self.retry_at = result.is_err().then(|| now + RETRY);
+        result
+    }
+
+    /// When to [`follow`](Self::follow) again, though the directory has not changed.
+    #[must_use]
+    pub fn retry_at(&self) -> Option<Duration> {
+        self.retry_at
+    }
+
+    #[cold]
+    fn open_and_close(&mut self, subscribers: &Subscribers) -> Result<(), (Address, io::Error)> {
+        let mut result = Ok(());
+        let mut peers = std::mem::take(&mut self.ways.peers);
+        for (index, peer) in peers.iter_mut().enumerate() {
+            let address = subscribers.at(index).map(|subscriber| &subscriber.address);
+            peer.take_if(|peer| Some(&peer.of) != address);
+        }
+        for (id, subscriber) in subscribers.iter() {
+            if peers.len() <= id.index() {
+                peers.resize_with(id.index() + 1, || None);
+            }
+            if let Some(place @ None) = peers.get_mut(id.index()) {
+                match self.peer(&subscriber.address) {
+                    Ok(peer) => *place = Some(peer),
+                    Err(error) => result = Err((subscriber.address.clone(), error)),
+                }
+            }
+        }
+        self.ways.peers = peers;
+        result
     }
 
     fn peer(&self, address: &Address) -> io::Result<Peer> {
@@ -130,53 +175,50 @@ impl Egress {
             Address::Unix(_) => Way::Unix(open_egress(Domain::UNIX, self.send_buffer_bytes)?),
         };
         Ok(Peer {
+            of: address.clone(),
             address: to_sockaddr(address)?,
             way,
         })
     }
 
-    /// Whether there is a way to a subscriber.
-    #[must_use]
-    pub fn reaches(&self, id: SubscriberId) -> bool {
-        matches!(self.ways.peers.get(id.index()), Some(Some(_)))
-    }
-
-    /// Forgets a subscriber.
-    pub fn remove(&mut self, id: SubscriberId) {
-        if let Some(peer) = self.ways.peers.get_mut(id.index()) {
-            *peer = None;
-        }
-    }
-
-    /// Sends all of the core's copies and counts what became of each.
-    pub fn flush(&mut self, bus: &mut Bus, ledger: &mut Ledger) {
+    /// Sends all of the forwarder's copies and counts what became of each.
+    pub fn flush(&mut self, forwarder: &mut Forwarder, directory: &Directory, ledger: &mut Ledger) {
         let mut copies = std::mem::take(&mut self.copies);
         loop {
-            bus.poll_copies(&mut copies, BATCH);
+            forwarder.poll_copies(directory, &mut copies, BATCH);
             if copies.is_empty() {
                 break;
             }
+            let drop = |copy: &FrameCopy, reason, ledger: &mut Ledger| {
+                forwarder.handle_dropped(directory, copy);
+                ledger.count_dropped_copy(copy.series, copy.events, reason);
+            };
             let mut rest = copies.as_slice();
             while !rest.is_empty() {
                 let (run, after) = self.ways.split_run(rest);
-                self.send_run(run, bus, ledger);
+                self.send_run(run, forwarder, ledger, drop);
                 rest = after;
             }
         }
-        bus.end_frames();
+        forwarder.end_frames();
         self.copies = copies;
     }
 
-    fn send_run(&mut self, run: &[FrameCopy], bus: &mut Bus, ledger: &mut Ledger) {
+    fn send_run(
+        &mut self,
+        run: &[FrameCopy],
+        forwarder: &Forwarder,
+        ledger: &mut Ledger,
+        drop: impl Fn(&FrameCopy, CopyDrop, &mut Ledger),
+    ) {
         let Some((socket, _)) = run.first().and_then(|copy| self.ways.to(copy)) else {
             for copy in run {
-                let is_too_large = !copy.is_sendable;
-                let reason = if is_too_large {
-                    CopyDrop::TooLarge
-                } else {
+                let reason = if copy.is_sendable {
                     CopyDrop::Unreachable
+                } else {
+                    CopyDrop::TooLarge
                 };
-                drop_copy(copy, reason, bus, ledger);
+                drop(copy, reason, ledger);
             }
             return;
         };
@@ -185,25 +227,20 @@ impl Egress {
             Some(Outgoing {
                 to,
                 head: copy.stamp(),
-                body: bus.body(copy),
+                body: forwarder.body(copy),
             })
         });
         self.ring.send(socket, datagrams, &mut self.outcomes);
         for (copy, outcome) in run.iter().zip(&self.outcomes) {
             match outcome {
                 Ok(()) => {
-                    let bytes = copy.stamp().len() + bus.body(copy).len();
+                    let bytes = copy.stamp().len() + forwarder.body(copy).len();
                     ledger.count_sent(copy.series, copy.events, bytes);
                 }
-                Err(error) => drop_copy(copy, reason(error), bus, ledger),
+                Err(error) => drop(copy, reason(error), ledger),
             }
         }
     }
-}
-
-fn drop_copy(copy: &FrameCopy, reason: CopyDrop, bus: &mut Bus, ledger: &mut Ledger) {
-    bus.handle_dropped(copy);
-    ledger.count_dropped_copy(copy.series, copy.events, reason);
 }
 
 /// The reason that an error of a send is counted under.

@@ -1,12 +1,15 @@
-//! The data thread: waits for datagrams, drives the core through its turns, sends what it says.
+//! A data thread: waits for datagrams, drives the core through its turns, sends what it says.
 //!
-//! Owns the sockets, the clock and the books, and decides nothing about events. One error of one
-//! socket or peer never ends it.
+//! Owns its sockets, the clock and its books, and decides nothing about events. One error of one
+//! socket or peer never ends it. Where there are several, the kernel deals publishers out among
+//! them; all read one directory, for which the first has the registrar: control messages that
+//! come to others are passed on to it.
 
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use mio::unix::SourceFd;
@@ -14,12 +17,14 @@ use mio::{Events, Interest, Poll, Token};
 use tracing::warn;
 
 use crate::bus::leases::LeaseEvent;
+use crate::bus::publishers::{PublisherFlow, Publishers};
 use crate::bus::subscribers::{Subscriber, SubscriberId, Tenure};
-use crate::bus::{Arrival, Bus, FrameDrop};
+use crate::bus::{Arrival, ControlMessage, Directory, Forwarder, FrameDrop, Registrar};
 use crate::ledger::Ledger;
 use crate::logging::{Recurring, Suppressor};
 use crate::state::{Kind, Phase, State, SubscriberInfo};
 
+use super::control_queue::{ControlSender, MESSAGES_MAX, control_queue};
 use super::egress::Egress;
 use super::listener::Listener;
 use super::sys::{self, BATCH, ReceiveRing};
@@ -42,27 +47,73 @@ const DRAIN_TURNS_MAX: usize = 8_192;
 /// The poll's token for signals; listeners have their index.
 const SIGNALS: Token = Token(usize::MAX);
 
-/// What the loop is made of.
+/// The poll's token for control messages from other data threads.
+const CONTROLS: Token = Token(usize::MAX - 1);
+
+/// What a data thread has for itself.
 #[derive(Debug)]
 pub struct Parts {
-    /// The core.
-    pub bus: Bus,
-    /// Bound sockets.
+    /// Which of the data threads it is, from 0.
+    pub worker: usize,
+    /// Its way of events.
+    pub forwarder: Forwarder,
+    /// Bound sockets, in the order of the state's listeners.
     pub listeners: Vec<Listener>,
     /// Sockets to send by.
     pub egress: Egress,
     /// Becomes readable when the process is to stop.
     pub stop: UnixStream,
-    /// What it shows of itself.
-    pub state: Arc<State>,
     /// How long a busy loop waits for a fuller batch.
     pub linger: Duration,
+    /// What it shows of itself.
+    pub state: Arc<State>,
 }
 
-/// The data thread's loop.
+/// What all data threads share.
+#[derive(Debug)]
+pub struct Shared {
+    /// Who gets what. Each reads it for a turn, the one with the registrar changes it in between.
+    pub directory: RwLock<Directory>,
+    /// The publishers that each hears, by its number. Held for a turn, and by the registrar where
+    /// a publisher asks what came.
+    pub publishers: Vec<Mutex<Publishers>>,
+}
+
+impl Shared {
+    fn directory(&self) -> RwLockReadGuard<'_, Directory> {
+        self.directory
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What came of a publisher, whichever data threads heard it.
+    fn flow(&self, sender: u64) -> PublisherFlow {
+        let known = self.publishers.iter().filter_map(|publishers| {
+            let publishers = publishers.lock().unwrap_or_else(PoisonError::into_inner);
+            publishers.get(sender)
+        });
+        known.fold(PublisherFlow::default(), PublisherFlow::plus)
+    }
+}
+
+/// Where control messages go.
+#[derive(Debug)]
+enum Controls {
+    /// To the registrar, which is here.
+    Registrar {
+        registrar: Box<Registrar>,
+        others: Receiver<ControlMessage>,
+        sender: ControlSender,
+    },
+    /// To the data thread that has it.
+    Elsewhere(ControlSender),
+}
+
+/// A data thread's loop.
 #[derive(Debug)]
 pub struct EventLoop {
     parts: Parts,
+    controls: Controls,
     poll: Poll,
     /// Whether a listener may have more, by index: the poll tells only once.
     readable: Vec<bool>,
@@ -75,13 +126,34 @@ pub struct EventLoop {
 }
 
 impl EventLoop {
-    /// Registers the sockets.
+    /// The data thread that has the registrar.
     ///
     /// # Errors
     ///
     /// Where the system has no poll to give.
-    pub fn new(parts: Parts) -> io::Result<Self> {
+    pub fn with_registrar(parts: Parts, registrar: Registrar) -> io::Result<Self> {
         let poll = Poll::new()?;
+        let (sender, others) = control_queue(&poll, CONTROLS)?;
+        let registrar = Box::new(registrar);
+        let controls = Controls::Registrar {
+            registrar,
+            others,
+            sender,
+        };
+        Self::new(parts, poll, controls)
+    }
+
+    /// Another data thread, which passes control messages on to this one.
+    ///
+    /// # Errors
+    ///
+    /// Where the system has no poll to give.
+    pub fn beside(&self, parts: Parts) -> io::Result<Self> {
+        let (Controls::Registrar { sender, .. } | Controls::Elsewhere(sender)) = &self.controls;
+        Self::new(parts, Poll::new()?, Controls::Elsewhere(sender.clone()))
+    }
+
+    fn new(parts: Parts, poll: Poll, controls: Controls) -> io::Result<Self> {
         for (index, listener) in parts.listeners.iter().enumerate() {
             let socket = listener.as_fd().as_raw_fd();
             poll.registry()
@@ -91,8 +163,11 @@ impl EventLoop {
         let stop = parts.stop.as_raw_fd();
         poll.registry()
             .register(&mut SourceFd(&stop), SIGNALS, Interest::READABLE)?;
-        let ledger = Ledger::new(parts.listeners.len(), parts.state.topic_policies.len());
-        let mut this = Self {
+        let ledger = Ledger::new(
+            parts.state.listeners.len(),
+            parts.state.topic_policies.len(),
+        );
+        Ok(Self {
             readable: vec![true; parts.listeners.len()],
             ring: ReceiveRing::new(),
             ledger,
@@ -101,19 +176,9 @@ impl EventLoop {
             busy_turns: 0,
             logs: Suppressor::default(),
             parts,
+            controls,
             poll,
-        };
-        let ids: Vec<_> = this
-            .parts
-            .bus
-            .subscribers()
-            .iter()
-            .map(|(id, _)| id)
-            .collect();
-        for id in ids {
-            this.welcome(id);
-        }
-        Ok(this)
+        })
     }
 
     /// Runs till it is to stop, then takes what is in the sockets, and hands its books over.
@@ -121,19 +186,18 @@ impl EventLoop {
     /// # Errors
     ///
     /// Where the poll itself fails, which no peer can bring about.
-    pub fn run(mut self) -> io::Result<()> {
-        self.parts.state.set_phase(Phase::Ready);
-        let mut events = Events::with_capacity(self.parts.listeners.len() + 1);
+    pub fn run(mut self, shared: &Shared) -> io::Result<()> {
+        let mut events = Events::with_capacity(self.parts.listeners.len() + 2);
         while !self.sleep(&mut events)? {
             for _ in 0..TURNS_PER_WAKE_UP {
-                self.turn();
+                self.turn(shared);
                 if !self.is_readable() {
                     break;
                 }
             }
         }
         self.parts.state.set_phase(Phase::Stopping);
-        self.drain();
+        self.drain(shared);
         Ok(())
     }
 
@@ -143,14 +207,11 @@ impl EventLoop {
         let wait = if self.is_readable() {
             Some(Duration::ZERO)
         } else {
-            self.parts
-                .bus
-                .poll_timeout()
-                .map(|end| end.saturating_sub(now))
+            self.next_deadline().map(|end| end.saturating_sub(now))
         };
         if wait != Some(Duration::ZERO) {
             self.hand_over(now);
-            self.parts.state.end_turn();
+            self.parts.state.end_turn(self.parts.worker);
         } else if now.saturating_sub(self.handed_over) >= HAND_OVER_EVERY {
             self.hand_over(now);
         }
@@ -158,45 +219,92 @@ impl EventLoop {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
             _ => {}
         }
-        self.parts.state.begin_turn(self.now());
+        let woken = self.now();
+        self.parts.state.begin_turn(self.parts.worker, woken);
         let mut is_to_stop = false;
         for event in events.iter() {
             match self.readable.get_mut(event.token().0) {
                 Some(readable) => *readable = true,
-                None => is_to_stop |= matches!(self.parts.stop.read(&mut [0; 64]), Ok(1..)),
+                None if event.token() == SIGNALS => {
+                    is_to_stop |= matches!(self.parts.stop.read(&mut [0; 64]), Ok(1..));
+                }
+                // Messages of other data threads are looked for in every turn.
+                None => {}
             }
         }
         Ok(is_to_stop)
     }
 
+    /// When something is to be done though nothing comes.
+    fn next_deadline(&self) -> Option<Duration> {
+        let lease_end = match &self.controls {
+            Controls::Registrar { registrar, .. } => registrar.poll_timeout(),
+            Controls::Elsewhere(_) => None,
+        };
+        let retry = self.parts.egress.retry_at();
+        lease_end.into_iter().chain(retry).min()
+    }
+
     /// One batch from each listener that has any, and everything that follows from it.
-    fn turn(&mut self) {
+    fn turn(&mut self, shared: &Shared) {
         let arrived = self.now();
-        let frames = self.receive();
-        self.parts
-            .egress
-            .flush(&mut self.parts.bus, &mut self.ledger);
+        let frames = self.forward(shared, arrived);
+        match &self.controls {
+            Controls::Registrar { .. } => self.act_on_controls(shared, arrived),
+            Controls::Elsewhere(_) => self.pass_controls_on(),
+        }
+        self.linger(frames);
+    }
+
+    fn forward(&mut self, shared: &Shared, arrived: Duration) -> usize {
+        let directory = &*shared.directory();
+        self.parts.forwarder.begin_turn(directory);
+        if let Err((address, error)) = self.parts.egress.follow(directory, arrived) {
+            self.logs.warn(Recurring::Reach, || {
+                warn!(%address, %error, "cannot reach a subscriber");
+            });
+        }
+        let frames = match shared.publishers.get(self.parts.worker) {
+            Some(publishers) => {
+                let mut publishers = publishers.lock().unwrap_or_else(PoisonError::into_inner);
+                self.receive(directory, &mut publishers)
+            }
+            None => 0,
+        };
+        self.flush(directory);
         if frames > 0 {
             let taken = self.now().saturating_sub(arrived);
             let ns = u64::try_from(taken.as_nanos()).unwrap_or(u64::MAX);
             self.ledger.count_forwarded(frames as u64, ns);
         }
-        self.serve_leases(arrived);
-        self.linger(frames);
+        frames
     }
 
-    fn receive(&mut self) -> usize {
+    fn flush(&mut self, directory: &Directory) {
+        let forwarder = &mut self.parts.forwarder;
+        self.parts
+            .egress
+            .flush(forwarder, directory, &mut self.ledger);
+    }
+
+    fn receive(&mut self, directory: &Directory, publishers: &mut Publishers) -> usize {
         let unix_nano = unix_nano();
         let mut frames = 0;
         for index in 0..self.parts.listeners.len() {
             if self.readable.get(index).copied().unwrap_or(false) {
-                frames += self.receive_batch(index, unix_nano);
+                frames += self.receive_batch(directory, publishers, index, unix_nano);
             }
         }
         frames
     }
 
-    fn receive_batch(&mut self, index: usize, unix_nano: u64) -> usize {
+    fn receive_batch(
+        &mut self,
+        directory: &Directory,
+        publishers: &mut Publishers,
+        index: usize,
+        unix_nano: u64,
+    ) -> usize {
         let Some(listener) = self.parts.listeners.get(index) else {
             return 0;
         };
@@ -210,6 +318,9 @@ impl EventLoop {
         if let Some(readable) = self.readable.get_mut(index) {
             *readable = taken == BATCH;
         }
+        let Parts {
+            forwarder, egress, ..
+        } = &mut self.parts;
         for datagram in self.ring.datagrams() {
             self.ledger.count_frame(index, datagram.bytes.len());
             let arrival = Arrival {
@@ -217,41 +328,61 @@ impl EventLoop {
                 listener: index,
                 unix_nano,
             };
+            let tally = self.ledger.events();
             let result = if datagram.is_truncated {
                 Err(FrameDrop::Truncated)
             } else {
-                self.parts
-                    .bus
-                    .handle_datagram(arrival, datagram.bytes, self.ledger.events())
+                forwarder.handle_datagram(directory, publishers, arrival, datagram.bytes, tally)
             };
             if let Err(reason) = result {
                 self.ledger.count_dropped_frame(reason);
             }
-            if self.parts.bus.is_full() {
-                self.parts
-                    .egress
-                    .flush(&mut self.parts.bus, &mut self.ledger);
+            if forwarder.is_full() {
+                egress.flush(forwarder, directory, &mut self.ledger);
             }
         }
         taken
     }
 
-    /// Leases begin and end here, between turns' frames.
-    fn serve_leases(&mut self, now: Duration) {
-        self.parts.bus.handle_controls(now, &mut self.lease_events);
-        self.parts.bus.handle_timeout(now, &mut self.lease_events);
-        let mut events = std::mem::take(&mut self.lease_events);
-        for event in events.drain(..) {
-            self.ledger.count_lease(&event);
-            match event {
-                LeaseEvent::Granted(id) => self.welcome(id),
-                LeaseEvent::Renewed { id, is_changed, .. } => self.renew(id, is_changed),
-                LeaseEvent::Released(id) | LeaseEvent::Expired(id) => self.hide(id),
-                LeaseEvent::Challenged | LeaseEvent::Refused(_) | LeaseEvent::Unanswered => {}
+    fn pass_controls_on(&mut self) {
+        let Controls::Elsewhere(sender) = &self.controls else {
+            return;
+        };
+        for message in self.parts.forwarder.controls() {
+            if !sender.send(message) {
+                self.ledger.count_lease(&LeaseEvent::Unanswered);
             }
         }
-        self.lease_events = events;
-        while let Some(answer) = self.parts.bus.poll_answer() {
+    }
+
+    /// Leases begin and end here, between turns' frames.
+    fn act_on_controls(&mut self, shared: &Shared, now: Duration) {
+        let Controls::Registrar {
+            registrar, others, ..
+        } = &mut self.controls
+        else {
+            return;
+        };
+        let own = self.parts.forwarder.controls();
+        let mut messages = own.chain(others.try_iter().take(MESSAGES_MAX)).peekable();
+        let is_due = registrar.poll_timeout().is_some_and(|end| end <= now);
+        if messages.peek().is_none() && !is_due {
+            return;
+        }
+        let directory = shared.directory.write();
+        let mut directory = directory.unwrap_or_else(PoisonError::into_inner);
+        for message in messages {
+            let (flow, events) = (|sender| shared.flow(sender), &mut self.lease_events);
+            registrar.handle_control(now, message, flow, &mut directory, events);
+        }
+        registrar.handle_timeout(now, &mut directory, &mut self.lease_events);
+        // Shown before any data thread counts by it.
+        for event in self.lease_events.drain(..) {
+            self.ledger.count_lease(&event);
+            show(&self.parts.state, &directory, &event);
+        }
+        drop(directory);
+        while let Some(answer) = registrar.poll_answer() {
             let listener = self.parts.listeners.get(answer.listener);
             let result = listener.map_or(Ok(()), |l| l.answer(&answer.to, &answer.datagram));
             if let Err(error) = result {
@@ -279,57 +410,17 @@ impl EventLoop {
     }
 
     /// Takes what is in the sockets, once and bounded: whoever goes on sending is not waited for.
-    fn drain(&mut self) {
+    fn drain(&mut self, shared: &Shared) {
         self.parts.linger = Duration::ZERO;
         self.readable.fill(true);
         for _ in 0..DRAIN_TURNS_MAX {
-            self.turn();
+            self.turn(shared);
             if !self.is_readable() {
                 break;
             }
         }
         let now = self.now();
         self.hand_over(now);
-    }
-
-    /// A subscriber came.
-    fn welcome(&mut self, id: SubscriberId) {
-        self.show(id);
-        self.reach(id);
-    }
-
-    /// A subscriber stays. Where there was no socket for it, there may be one now.
-    fn renew(&mut self, id: SubscriberId, is_changed: bool) {
-        if is_changed {
-            self.show(id);
-        }
-        if !self.parts.egress.reaches(id) {
-            self.reach(id);
-        }
-    }
-
-    fn reach(&mut self, id: SubscriberId) {
-        let Some(subscriber) = self.parts.bus.subscribers().get(id) else {
-            return;
-        };
-        if let Err(error) = self.parts.egress.put(id, &subscriber.address) {
-            let address = &subscriber.address;
-            self.logs.warn(Recurring::Reach, || {
-                warn!(%address, %error, "cannot reach a subscriber");
-            });
-        }
-    }
-
-    fn show(&self, id: SubscriberId) {
-        if let Some(subscriber) = self.parts.bus.subscribers().get(id) {
-            self.parts.state.put_series(self.parts.bus.series_names());
-            self.parts.state.put_subscriber(id, info(subscriber));
-        }
-    }
-
-    fn hide(&mut self, id: SubscriberId) {
-        self.parts.egress.remove(id);
-        self.parts.state.remove_subscriber(id);
     }
 
     fn hand_over(&mut self, now: Duration) {
@@ -343,6 +434,37 @@ impl EventLoop {
 
     fn now(&self) -> Duration {
         self.parts.state.started.elapsed()
+    }
+}
+
+/// Shows the static subscribers.
+pub fn show_all(state: &State, directory: &Directory) {
+    for (id, _) in directory.subscribers().iter() {
+        show_one(state, directory, id);
+    }
+}
+
+/// Shows what a lease's event changes.
+fn show(state: &State, directory: &Directory, event: &LeaseEvent) {
+    match event {
+        LeaseEvent::Granted(id)
+        | LeaseEvent::Renewed {
+            id,
+            is_changed: true,
+            ..
+        } => show_one(state, directory, *id),
+        LeaseEvent::Released(id) | LeaseEvent::Expired(id) => state.remove_subscriber(*id),
+        LeaseEvent::Renewed { .. }
+        | LeaseEvent::Challenged
+        | LeaseEvent::Refused(_)
+        | LeaseEvent::Unanswered => {}
+    }
+}
+
+fn show_one(state: &State, directory: &Directory, id: SubscriberId) {
+    if let Some(subscriber) = directory.subscribers().get(id) {
+        state.put_series(directory.series_names());
+        state.put_subscriber(id, info(subscriber));
     }
 }
 

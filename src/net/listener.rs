@@ -45,6 +45,9 @@ pub enum BindError {
     /// The path is taken by what is no socket, and is left as it is.
     #[error("{0} exists and is not a socket")]
     NotASocket(ListenAddress),
+    /// The port cannot be shared among data threads.
+    #[error("cannot share {0} among workers: {1}")]
+    Share(String, io::Error),
     /// What the system says.
     #[error("cannot listen on {0}: {1}")]
     System(ListenAddress, io::Error),
@@ -99,6 +102,35 @@ impl Listener {
             path,
             buffer,
         })
+    }
+
+    /// Another socket on the same port, for another data thread: the kernel deals the flows out
+    /// among them. None for a Unix socket, which cannot share its path.
+    ///
+    /// # Errors
+    ///
+    /// See [`BindError`].
+    pub fn share(&self) -> Result<Option<Self>, BindError> {
+        let share = || {
+            let Some(ip) = self.socket.local_addr()?.as_socket() else {
+                return Ok(None);
+            };
+            // Only now: had it been so when this one was bound, it could share a stranger's port.
+            self.socket.set_reuse_port(true)?;
+            let socket = open(Domain::for_address(ip))?;
+            socket.set_reuse_port(true)?;
+            bind_ip(&socket, ip)?;
+            Ok(Some(Self {
+                name: self.name.clone(),
+                path: None,
+                buffer: Buffer {
+                    granted: grow_receive_buffer(&socket, self.buffer.wanted)?,
+                    ..self.buffer
+                },
+                socket,
+            }))
+        };
+        share().map_err(|error| BindError::Share(self.name.clone(), error))
     }
 
     /// Its address with scheme and the real port: the label of its metrics.
@@ -164,17 +196,21 @@ fn open(domain: Domain) -> io::Result<Socket> {
 fn bind_udp(address: &ListenAddress, ip: SocketAddr) -> Result<Socket, BindError> {
     let bind = || {
         let socket = open(Domain::for_address(ip))?;
-        if ip.is_ipv6() {
-            // So that 0.0.0.0 and [::] are two listeners, on every system alike.
-            socket.set_only_v6(true)?;
-        }
-        socket.bind(&ip.into())?;
+        bind_ip(&socket, ip)?;
         Ok(socket)
     };
     bind().map_err(|error: io::Error| match error.kind() {
         io::ErrorKind::AddrInUse => BindError::PortInUse(address.clone()),
         _ => BindError::System(address.clone(), error),
     })
+}
+
+fn bind_ip(socket: &Socket, ip: SocketAddr) -> io::Result<()> {
+    if ip.is_ipv6() {
+        // So that 0.0.0.0 and [::] are two listeners, on every system alike.
+        socket.set_only_v6(true)?;
+    }
+    socket.bind(&ip.into())
 }
 
 fn bind_unix(address: &ListenAddress, path: &Path) -> Result<Socket, BindError> {

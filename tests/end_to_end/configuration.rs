@@ -67,7 +67,7 @@ fn a_bad_configuration_exits_78_and_is_told_by_line() {
         (
             b"[loop]\nworkers = 0\n[limits]\nlease_ms = 1\n",
             &[
-                ":2: 0: workers must be 1",
+                ":2: 0: workers must be 1 to 64",
                 ":4: 1: lease_ms must be 1000 to 300000",
             ],
         ),

@@ -99,7 +99,7 @@ fn ten_thousand_first_subscribes_leave_nothing_behind() {
 /// How long a subscriber listens before the next look at it.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// Renewed so often that a test can wait for it.
+/// So short that a test can wait for its end: what a subscriber says at its own may get lost.
 const LEASE: Duration = Duration::from_secs(3);
 
 /// A datagram of so many bytes: one event and what it takes to get there.
@@ -323,8 +323,8 @@ fn a_subscriber_that_stands_still_costs_itself_alone() {
     );
 }
 
-fn subscriber(bus: &Address) -> Subscriber {
-    let builder = Subscriber::builder(bus).pattern("a");
+fn subscriber(bus: &Address, lease: Duration) -> Subscriber {
+    let builder = Subscriber::builder(bus).pattern("a").lease(lease);
     builder.connect(PATIENCE).unwrap()
 }
 
@@ -335,7 +335,9 @@ fn a_low_limit_of_descriptors_is_raised() {
     let unix = format!("unix://{}", directory.path().join("bus.sock").display());
     let bus = Serving::start_limited("-S -n 64", &[&unix]);
     let address = unix.parse().unwrap();
-    let mut subscribers: Vec<_> = (0..SUBSCRIBERS).map(|_| subscriber(&address)).collect();
+    let mut subscribers: Vec<_> = (0..SUBSCRIBERS)
+        .map(|_| subscriber(&address, PATIENCE))
+        .collect();
     publish(&unix, &["a", "x"]);
     for subscriber in &mut subscribers {
         assert!(subscriber.recv_timeout(PATIENCE).unwrap().is_some());
@@ -350,12 +352,11 @@ fn a_subscriber_without_a_socket_gets_one_when_one_is_free() {
     // Each subscriber over a Unix socket costs the bus a descriptor.
     let bus = Serving::start_limited("-n 64", &[&unix]);
     let address = unix.parse().unwrap();
-    let subscribers: Vec<_> = (0..64).map(|_| subscriber(&address)).collect();
+    let subscribers: Vec<_> = (0..64).map(|_| subscriber(&address, LEASE)).collect();
     wait_until("a word of it", || {
         bus.logged().filter(|line| line.contains("cannot reach"))
     });
-    let last = Subscriber::builder(&address).pattern("a").lease(LEASE);
-    let mut last = last.connect(PATIENCE).unwrap();
+    let mut last = subscriber(&address, LEASE);
     let publisher = Publisher::connect(&address).unwrap();
     publisher.publish("a", b"missed");
     drop(subscribers);

@@ -16,9 +16,11 @@ mod hostile;
 mod laws;
 mod life;
 mod logs;
+mod order;
 mod restart;
 #[path = "../support/mod.rs"]
 mod support;
+mod workers;
 
 use std::net::UdpSocket;
 

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -211,9 +212,19 @@ impl Serving {
     fn status(&self, key: &str) -> u64 {
         let id = self.process.0.id();
         let status = std::fs::read_to_string(format!("/proc/{id}/task/{id}/status")).unwrap();
-        let value = status.lines().find_map(|line| line.strip_prefix(key));
-        let number = value.unwrap().split_whitespace().next().unwrap();
-        number.parse().unwrap()
+        number(&status, key)
+    }
+
+    /// How often each thread has gone to sleep whose name begins so (proc(5)).
+    pub fn threads(&self, name: &str) -> Vec<u64> {
+        let directory = format!("/proc/{}/task", self.process.0.id());
+        let read = |file: PathBuf| std::fs::read_to_string(file).unwrap();
+        let threads = std::fs::read_dir(directory).unwrap();
+        threads
+            .map(|thread| thread.unwrap().path())
+            .filter(|thread| read(thread.join("comm")).starts_with(name))
+            .map(|thread| number(&read(thread.join("status")), "voluntary_ctxt_switches:"))
+            .collect()
     }
 
     /// Sends SIGTERM and says the exit status and what it said at the end.
@@ -232,6 +243,13 @@ impl Serving {
     pub fn kill(self) {
         drop(self.process);
     }
+}
+
+/// The first number behind a key, of a line each.
+fn number(text: &str, key: &str) -> u64 {
+    let value = text.lines().find_map(|line| line.strip_prefix(key));
+    let number = value.unwrap().split_whitespace().next().unwrap();
+    number.parse().unwrap()
 }
 
 /// The message of a line that tells an address, and the address: of a text or a JSON line.

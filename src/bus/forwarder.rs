@@ -1,0 +1,246 @@
+//! The way of events: from a datagram to the copies that are to be sent.
+//!
+//! Each data thread has a forwarder of its own. It reads the directory and changes nothing in it
+//! but the subscribers' flows, on which all of them count.
+
+use std::net::IpAddr;
+
+use hailmary_proto::decode::Decoder;
+use hailmary_proto::v1::frame::Control;
+use hailmary_proto::write::StampBytes;
+
+use super::access::Rights;
+use super::address::{Address, Source};
+use super::directory::Directory;
+use super::fanout::Fanout;
+use super::intake::Intake;
+use super::publishers::Publishers;
+use super::routes::Routes;
+use super::series::SeriesId;
+use super::subscribers::SubscriberId;
+use super::tally::EventTally;
+use super::{Arrival, FrameDrop, limits};
+
+/// One frame for one subscriber.
+#[derive(Debug)]
+pub struct FrameCopy {
+    /// Who it is for.
+    pub subscriber: SubscriberId,
+    /// Where it is counted.
+    pub series: SeriesId,
+    /// How many events it has.
+    pub events: u32,
+    /// Whether it is within the subscriber's largest datagram. If not it is dropped.
+    pub is_sendable: bool,
+    stamp: StampBytes,
+    frame: usize,
+}
+
+impl FrameCopy {
+    /// The subscriber's own stamp: the first bytes of the datagram, before [`Forwarder::body`].
+    #[must_use]
+    pub fn stamp(&self) -> &[u8] {
+        self.stamp.as_slice()
+    }
+}
+
+/// A control message, for the registrar.
+#[derive(Debug)]
+pub struct ControlMessage {
+    /// The listener that it came to.
+    pub listener: usize,
+    /// Where it came from.
+    pub from: Address,
+    /// Bytes of its datagram.
+    pub datagram_bytes: usize,
+    /// The sender of the frame's stamp, 0 without one.
+    pub sender: u64,
+    /// The message.
+    pub control: Control,
+}
+
+/// Where copies are being taken from: a frame, and a member of its set.
+#[derive(Clone, Copy, Debug, Default)]
+struct CopyCursor {
+    frame: usize,
+    member: usize,
+}
+
+/// Routes and copies the events of one data thread.
+#[derive(Debug)]
+pub struct Forwarder {
+    /// The bus's sender id.
+    bus: u64,
+    /// The source last seen that may publish anything: most frames come from it too.
+    trusted: Option<IpAddr>,
+    decoder: Decoder,
+    routes: Routes,
+    fanout: Fanout,
+    cursor: CopyCursor,
+    controls: Vec<ControlMessage>,
+}
+
+impl Forwarder {
+    /// Of the bus with this sender id. `seed` keeps strangers from choosing topics that collide.
+    #[must_use]
+    pub fn new(bus: u64, topic_policies: &[String], seed: u64) -> Self {
+        Self {
+            bus,
+            trusted: None,
+            decoder: Decoder::new(),
+            routes: Routes::new(topic_policies.to_vec(), seed),
+            fanout: Fanout::default(),
+            cursor: CopyCursor::default(),
+            controls: Vec::new(),
+        }
+    }
+
+    /// Begins a turn with the directory as it is now.
+    #[inline]
+    pub fn begin_turn(&mut self, directory: &Directory) {
+        self.routes.follow(directory);
+    }
+
+    /// Takes in one datagram. What became of its events is added to `tally`, what its stamp
+    /// tells to `publishers`.
+    ///
+    /// # Errors
+    ///
+    /// Why the whole frame was dropped; nothing of it is in `tally` then.
+    #[inline]
+    pub fn handle_datagram(
+        &mut self,
+        directory: &Directory,
+        publishers: &mut Publishers,
+        arrival: Arrival<'_>,
+        datagram: &[u8],
+        tally: &mut EventTally,
+    ) -> Result<(), FrameDrop> {
+        let frame = self
+            .decoder
+            .decode(datagram)
+            .map_err(|_| FrameDrop::Malformed)?;
+        let events = frame.events().len();
+        let rights = match arrival.source {
+            Source::Ip(from) if self.trusted == Some(from.ip()) => Rights::All,
+            source => {
+                let rights = directory.access().publish.rights(source);
+                if let (Rights::All, Source::Ip(from)) = (rights, source) {
+                    self.trusted = Some(from.ip());
+                }
+                rights
+            }
+        };
+        if events > 0 && matches!(rights, Rights::Nothing) {
+            return Err(FrameDrop::NotAllowed);
+        }
+        let stamp = frame.stamp();
+        let hops = stamp.as_ref().map_or(0, |stamp| stamp.hops);
+        if hops >= limits::HOPS_MAX {
+            return Err(FrameDrop::Hops);
+        }
+        if let Some(stamp) = &stamp {
+            let missed = publishers.observe(stamp, events as u64);
+            tally.lost += missed.lost;
+            tally.sender_dropped += missed.sender_dropped;
+        }
+        let mut intake = Intake {
+            directory,
+            routes: &mut self.routes,
+            fanout: &mut self.fanout,
+            tally,
+        };
+        intake.take_frame(&frame, rights, hops + 1, arrival.unix_nano);
+        if let Some(control) = frame.control() {
+            self.controls.push(ControlMessage {
+                listener: arrival.listener,
+                from: arrival.source.to_address(),
+                datagram_bytes: datagram.len(),
+                sender: stamp.map_or(0, |stamp| stamp.sender),
+                control: control.clone(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Whether so much waits to be sent that it should be before the next datagram is handled.
+    #[must_use]
+    #[inline]
+    pub fn is_full(&self) -> bool {
+        self.fanout.bytes() >= limits::PENDING_BYTES_MAX
+    }
+
+    /// Fills `copies` with the next ones to send, up to `copies_max`, stamped in this order.
+    /// None is left where it stays empty.
+    pub fn poll_copies(
+        &mut self,
+        directory: &Directory,
+        copies: &mut Vec<FrameCopy>,
+        copies_max: usize,
+    ) {
+        copies.clear();
+        while let Some(frame) = self.fanout.frame(self.cursor.frame) {
+            let Some(set) = frame.set().and_then(|set| self.routes.set(set)) else {
+                self.cursor = CopyCursor {
+                    frame: self.cursor.frame + 1,
+                    member: 0,
+                };
+                continue;
+            };
+            for id in set.members.iter().skip(self.cursor.member) {
+                if copies.len() == copies_max {
+                    return;
+                }
+                self.cursor.member += 1;
+                let Some(subscriber) = directory.subscribers().get(*id) else {
+                    continue;
+                };
+                let stamp = subscriber
+                    .flow
+                    .stamp(self.bus, frame.events(), frame.hops());
+                let stamp = StampBytes::new(&stamp);
+                let bytes = stamp.as_slice().len() + frame.body().len();
+                copies.push(FrameCopy {
+                    subscriber: *id,
+                    series: subscriber.series,
+                    events: frame.events(),
+                    is_sendable: bytes <= set.frame_bytes.max as usize,
+                    stamp,
+                    frame: self.cursor.frame,
+                });
+            }
+            self.cursor = CopyCursor {
+                frame: self.cursor.frame + 1,
+                member: 0,
+            };
+        }
+    }
+
+    /// The events of a copy: what follows its stamp.
+    #[must_use]
+    #[inline]
+    pub fn body(&self, copy: &FrameCopy) -> &[u8] {
+        self.fanout
+            .frame(copy.frame)
+            .map_or(&[], |frame| frame.body())
+    }
+
+    /// Notes that a copy was dropped, for the subscriber's later stamps.
+    pub fn handle_dropped(&self, directory: &Directory, copy: &FrameCopy) {
+        if let Some(subscriber) = directory.subscribers().get(copy.subscriber) {
+            subscriber.flow.drop(copy.events);
+        }
+    }
+
+    /// All copies have been taken: the frames' memory may be used again.
+    pub fn end_frames(&mut self) {
+        self.fanout.clear();
+        self.cursor = CopyCursor::default();
+        self.routes.end_turn();
+    }
+
+    /// Takes the turn's control messages out.
+    pub fn controls(&mut self) -> impl Iterator<Item = ControlMessage> {
+        self.controls.drain(..)
+    }
+}
