@@ -96,7 +96,8 @@ fn numeric(address: &str) -> String {
     resolved.map_or(address.to_owned(), |ip: SocketAddr| ip.to_string())
 }
 
-fn serve(plan: Plan) -> anyhow::Result<()> {
+/// Runs a bus till SIGTERM or SIGINT.
+pub(super) fn serve(plan: Plan) -> anyhow::Result<()> {
     let stop = stop_signals().context("cannot listen for signals")?;
     let listeners = bind(&plan)?;
     let egress = Egress::open(plan.send_buffer_bytes).context("cannot open a socket to send by")?;
