@@ -12,6 +12,8 @@
 
 mod cursor;
 
+use std::ops::Range;
+
 use crate::{key, v1};
 use cursor::{Cursor, LEVELS_MAX, Span, WireType, field};
 use prost::Message;
@@ -306,6 +308,13 @@ pub struct FrameView<'a> {
 }
 
 impl<'a> FrameView<'a> {
+    /// The bytes that the frame was read from.
+    #[must_use]
+    #[inline]
+    pub fn datagram(&self) -> &'a [u8] {
+        self.datagram
+    }
+
     /// The events, in the order of the datagram.
     #[inline]
     pub fn events(&self) -> impl ExactSizeIterator<Item = EventView<'a>> + Clone + use<'a> {
@@ -340,7 +349,8 @@ impl<'a> FrameView<'a> {
 /// An event, as it lies in its datagram.
 #[derive(Clone, Copy, Debug)]
 pub struct EventView<'a> {
-    slice: &'a [u8],
+    datagram: &'a [u8],
+    whole: Span,
     topic: &'a [u8],
     payload: &'a [u8],
     key: &'a [u8],
@@ -351,7 +361,8 @@ impl<'a> EventView<'a> {
     #[inline]
     fn new(datagram: &'a [u8], spans: &EventSpans) -> Self {
         EventView {
-            slice: spans.whole.of(datagram),
+            datagram,
+            whole: spans.whole,
             topic: spans.topic.of(datagram),
             payload: spans.payload.of(datagram),
             key: spans.key.of(datagram),
@@ -364,7 +375,14 @@ impl<'a> EventView<'a> {
     #[must_use]
     #[inline]
     pub fn slice(&self) -> &'a [u8] {
-        self.slice
+        self.whole.of(self.datagram)
+    }
+
+    /// Where in the datagram [`EventView::slice`] lies. Events may have other fields in between.
+    #[must_use]
+    #[inline]
+    pub fn range(&self) -> Range<usize> {
+        self.whole.range()
     }
 
     /// The topic: UTF-8, nothing more is known of it.
@@ -405,7 +423,7 @@ impl<'a> EventView<'a> {
     /// Names and values of the attributes, in the order of the datagram. A name may come several
     /// times: its last value is the one that counts.
     pub fn attributes(&self) -> impl Iterator<Item = (&'a str, &'a str)> + Clone + use<'a> {
-        let mut field = Cursor::new(self.slice);
+        let mut field = Cursor::new(self.slice());
         let fields = field.short_varint().and_then(|_| field.delimited());
         Attributes {
             fields: fields.unwrap_or(field),

@@ -46,10 +46,22 @@ impl SetFrame {
     }
 
     #[inline]
-    fn append(&mut self, event: &[u8]) {
-        self.body.extend_from_slice(event);
-        self.events += 1;
+    fn append(&mut self, bytes: &[u8], events: u32, hops: u32) {
+        self.body.extend_from_slice(bytes);
+        self.events += events;
+        self.hops = self.hops.max(hops);
     }
+}
+
+/// Events that lie one behind the other in a datagram and go to the same sets.
+#[derive(Clone, Copy, Debug)]
+pub struct Run<'a> {
+    /// Their bytes, tags and lengths included.
+    pub bytes: &'a [u8],
+    /// How many they are.
+    pub events: u32,
+    /// The buses that they will have passed.
+    pub hops: u32,
 }
 
 /// The frames of one turn.
@@ -64,30 +76,70 @@ pub struct Fanout {
 }
 
 impl Fanout {
-    /// Copies one event, tag and length included, for one set. A set's events stay in order.
+    /// Copies a run for one set, whole where it fits, else event by event, by their `lengths`. A
+    /// set's events stay in order.
     #[inline]
-    pub fn push(&mut self, set: SetId, frame_bytes: FrameBytes, event: &[u8], hops: u32) {
-        self.bytes += event.len();
+    pub fn push(
+        &mut self,
+        set: SetId,
+        frame_bytes: FrameBytes,
+        run: Run<'_>,
+        lengths: impl Iterator<Item = usize>,
+    ) {
+        self.bytes += run.bytes.len();
         let body_max = (frame_bytes.target as usize).saturating_sub(STAMP_BYTES_MAX);
-        let open = self.open.get(set.index()).copied().flatten();
-        if let Some(frame) = open.and_then(|index| self.frames.get_mut(index as usize))
-            && frame.body.len() + event.len() <= body_max
-        {
-            frame.append(event);
-            frame.hops = frame.hops.max(hops);
-            return;
+        if run.bytes.len() <= self.room(set, body_max) {
+            if let Some(frame) = self.open_frame(set) {
+                frame.append(run.bytes, run.events, run.hops);
+            }
+        } else if run.events == 1 || run.bytes.len() <= body_max {
+            self.begin(set).append(run.bytes, run.events, run.hops);
+        } else {
+            self.push_each(set, body_max, run, lengths);
         }
-        self.begin(set, event, hops);
     }
 
-    fn begin(&mut self, set: SetId, event: &[u8], hops: u32) {
+    /// As many events as fit into each frame. One that fits into none has a frame alone.
+    #[cold]
+    fn push_each(
+        &mut self,
+        set: SetId,
+        body_max: usize,
+        run: Run<'_>,
+        lengths: impl Iterator<Item = usize>,
+    ) {
+        let mut rest = run.bytes;
+        for length in lengths {
+            let Some((event, after)) = rest.split_at_checked(length) else {
+                return;
+            };
+            let has_room = length <= self.room(set, body_max);
+            let frame = match self.open_frame(set).filter(|_| has_room) {
+                Some(frame) => frame,
+                None => self.begin(set),
+            };
+            frame.append(event, 1, run.hops);
+            rest = after;
+        }
+    }
+
+    /// Bytes that the set's open frame has left.
+    #[inline]
+    fn room(&mut self, set: SetId, body_max: usize) -> usize {
+        self.open_frame(set)
+            .map_or(0, |frame| body_max.saturating_sub(frame.body.len()))
+    }
+
+    #[inline]
+    fn open_frame(&mut self, set: SetId) -> Option<&mut SetFrame> {
+        let index = self.open.get(set.index()).copied().flatten()?;
+        self.frames.get_mut(index as usize)
+    }
+
+    /// Begins another frame for a set.
+    fn begin(&mut self, set: SetId) -> &mut SetFrame {
         if self.used == self.frames.len() {
             self.frames.push(SetFrame::default());
-        }
-        if let Some(frame) = self.frames.get_mut(self.used) {
-            frame.set = Some(set);
-            frame.hops = hops;
-            frame.append(event);
         }
         if self.open.len() <= set.index() {
             self.open.resize(set.index() + 1, None);
@@ -96,6 +148,10 @@ impl Fanout {
             *open = u32::try_from(self.used).ok();
         }
         self.used += 1;
+        #[expect(clippy::indexing_slicing, reason = "made above where there was none")]
+        let frame = &mut self.frames[self.used - 1];
+        frame.set = Some(set);
+        frame
     }
 
     /// One of this turn's frames.
@@ -120,6 +176,7 @@ impl Fanout {
             }
             frame.body.clear();
             frame.events = 0;
+            frame.hops = 0;
         }
         if self.bytes > 0 {
             self.frames.retain(|frame| {

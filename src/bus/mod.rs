@@ -28,6 +28,7 @@ pub mod access;
 pub mod address;
 mod cookie;
 mod fanout;
+mod intake;
 pub mod leases;
 pub mod limits;
 mod patterns;
@@ -39,10 +40,11 @@ pub mod tally;
 mod throttle;
 
 use std::collections::VecDeque;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hailmary_proto::decode::{Decoder, EventView, FrameView};
+use hailmary_proto::decode::Decoder;
 use hailmary_proto::v1;
 use hailmary_proto::v1::frame::Control;
 use hailmary_proto::write::StampBytes;
@@ -52,6 +54,7 @@ use access::{Access, Rights};
 use address::{Address, Source};
 use cookie::CookieJar;
 use fanout::Fanout;
+use intake::Intake;
 use leases::{Answered, LeaseEvent, LeaseLimits, Leases, Request, Tables};
 use publishers::Publishers;
 use routes::Routes;
@@ -230,7 +233,9 @@ struct CopyCursor {
 pub struct Bus {
     id: u64,
     random: Random,
-    access: Arc<Access>,
+    access: Access,
+    /// The source of the last frame that may publish anything: most frames come from it too.
+    trusted: Option<IpAddr>,
     decoder: Decoder,
     subscribers: Subscribers,
     series: Series,
@@ -265,7 +270,8 @@ impl Bus {
         let throttle = Throttle::new(now, nonzero(&mut random));
         let mut bus = Self {
             id,
-            access: Arc::new(settings.access),
+            access: settings.access,
+            trusted: None,
             decoder: Decoder::new(),
             subscribers: Subscribers::default(),
             series,
@@ -314,29 +320,19 @@ impl Bus {
         datagram: &[u8],
         tally: &mut EventTally,
     ) -> Result<(), FrameDrop> {
-        // Moved out for the call, so that the frame's view may borrow it beside the tables.
-        let mut decoder = std::mem::take(&mut self.decoder);
-        let result = match decoder.decode(datagram) {
-            Ok(frame) => self.handle_frame(arrival, datagram.len(), &frame, tally),
-            Err(_) => Err(FrameDrop::Malformed),
+        let frame = self
+            .decoder
+            .decode(datagram)
+            .map_err(|_| FrameDrop::Malformed)?;
+        let events = frame.events().len();
+        let rights = match arrival.source {
+            Source::Ip(from) if self.trusted == Some(from.ip()) => Rights::All,
+            source => self.access.publish.rights(source),
         };
-        self.decoder = decoder;
-        result
-    }
-
-    #[inline]
-    fn handle_frame(
-        &mut self,
-        arrival: Arrival<'_>,
-        datagram_bytes: usize,
-        frame: &FrameView<'_>,
-        tally: &mut EventTally,
-    ) -> Result<(), FrameDrop> {
-        let access = Arc::clone(&self.access);
-        let rights = access.publish.rights(arrival.source);
-        let events = frame.events();
-        if events.len() > 0 && matches!(rights, Rights::Nothing) {
-            return Err(FrameDrop::NotAllowed);
+        match (rights, arrival.source) {
+            (Rights::All, Source::Ip(from)) => self.trusted = Some(from.ip()),
+            (Rights::Nothing, _) if events > 0 => return Err(FrameDrop::NotAllowed),
+            _ => {}
         }
         let stamp = frame.stamp();
         let hops = stamp.as_ref().map_or(0, |stamp| stamp.hops);
@@ -344,61 +340,28 @@ impl Bus {
             return Err(FrameDrop::Hops);
         }
         if let Some(stamp) = &stamp {
-            let missed = self.publishers.observe(stamp, events.len() as u64);
+            let missed = self.publishers.observe(stamp, events as u64);
             tally.lost += missed.lost;
             tally.sender_dropped += missed.sender_dropped;
         }
-        tally.events += events.len() as u64;
-        for event in events {
-            self.handle_event(&event, rights, hops + 1, &access, tally);
-            tally.age(arrival.unix_nano, event.time_unix_nano());
-        }
+        let mut intake = Intake {
+            access: &self.access,
+            subscribers: &self.subscribers,
+            routes: &mut self.routes,
+            fanout: &mut self.fanout,
+            tally,
+        };
+        intake.take_frame(&frame, rights, hops + 1, arrival.unix_nano);
         if let Some(control) = frame.control() {
             self.controls.push(PendingControl {
                 listener: arrival.listener,
                 from: arrival.source.to_address(),
-                datagram_bytes,
+                datagram_bytes: datagram.len(),
                 sender: stamp.map_or(0, |stamp| stamp.sender),
                 control: control.clone(),
             });
         }
         Ok(())
-    }
-
-    #[inline]
-    fn handle_event(
-        &mut self,
-        event: &EventView<'_>,
-        rights: Rights<'_>,
-        hops: u32,
-        access: &Access,
-        tally: &mut EventTally,
-    ) {
-        let topic = event.topic_bytes();
-        let Some(route) = self
-            .routes
-            .find(topic, &self.subscribers, &access.subscribe)
-        else {
-            tally.bad_topic += 1;
-            return;
-        };
-        if !matches!(rights, Rights::All) && !rights.permit(topic) {
-            tally.not_allowed += 1;
-            return;
-        }
-        if let Some(events) = tally.by_policy.get_mut(route.policy as usize) {
-            *events += 1;
-        }
-        if route.copies == 0 {
-            tally.unmatched += 1;
-            return;
-        }
-        tally.matched += 1;
-        tally.copies += u64::from(route.copies);
-        for set in &route.sets {
-            self.fanout
-                .push(set.id, set.frame_bytes, event.slice(), hops);
-        }
     }
 
     /// Whether so much waits to be sent that it should be before the next datagram is handled.

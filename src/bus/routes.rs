@@ -38,7 +38,7 @@ pub struct SubscriberSet {
 }
 
 /// A set that a topic leads to, with what the fan-out needs of it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Destination {
     /// The set.
     pub id: SetId,
@@ -57,6 +57,10 @@ pub struct Route {
     pub policy: u32,
 }
 
+/// A topic's place in the cache. It stays what it is until the next [`Routes::resolve`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RouteId(u32);
+
 #[derive(Debug)]
 struct CachedTopic {
     topic: Box<[u8]>,
@@ -69,7 +73,11 @@ struct CachedTopic {
 pub struct Routes {
     patterns: Patterns,
     policies: Vec<String>,
-    cache: HashTable<CachedTopic>,
+    cache: Vec<CachedTopic>,
+    /// The places in `cache`, by topic.
+    places: HashTable<RouteId>,
+    /// The topic found last: publishers repeat themselves.
+    last: RouteId,
     generation: u64,
     sets: Vec<SubscriberSet>,
     interned: HashMap<SubscriberSet, SetId, FixedState>,
@@ -85,7 +93,9 @@ impl Routes {
         Self {
             patterns: Patterns::new(seed),
             policies,
-            cache: HashTable::new(),
+            cache: Vec::new(),
+            places: HashTable::new(),
+            last: RouteId(0),
             generation: 0,
             sets: Vec::new(),
             interned: HashMap::with_hasher(FixedState::with_seed(seed)),
@@ -110,27 +120,54 @@ impl Routes {
         self.begin_generation();
     }
 
-    /// Where a topic leads, or `None` where it is illegal.
+    /// The cached route of a topic, if there is one and it still holds.
     #[inline]
-    pub fn find(
+    pub fn find(&mut self, topic: &[u8]) -> Option<RouteId> {
+        if !self.is_of(self.last, topic) {
+            let hash = self.hasher.hash_one(topic);
+            self.last = *self.places.find(hash, |id| self.is_of(*id, topic))?;
+        }
+        let cached = self.cached(self.last)?;
+        (cached.generation == self.generation).then_some(self.last)
+    }
+
+    /// Finds the route of a topic anew and caches it, or `None` where the topic is illegal.
+    #[cold]
+    pub fn resolve(
         &mut self,
         topic: &[u8],
         subscribers: &Subscribers,
         access: &Rules,
-    ) -> Option<&Route> {
-        let hash = self.hasher.hash_one(topic);
-        // Looked up twice on a miss, because a borrow returned early would last to the end.
-        let is_cached = self
-            .cache
-            .find(hash, |cached| *cached.topic == *topic)
-            .is_some_and(|cached| cached.generation == self.generation);
-        if !is_cached {
-            topic::check_topic(topic).ok()?;
-            self.resolve(hash, topic, subscribers, access);
-        }
-        self.cache
-            .find(hash, |cached| *cached.topic == *topic)
-            .map(|cached| &cached.route)
+    ) -> Option<RouteId> {
+        topic::check_topic(topic).ok()?;
+        let mut found = std::mem::take(&mut self.found);
+        self.patterns.find(topic, &mut found);
+        found.retain(|id| may_see(subscribers, *id, access, topic));
+        let route = Route {
+            copies: u32::try_from(found.len()).unwrap_or(u32::MAX),
+            sets: self.intern_by_size(&found, subscribers),
+            policy: self.policy(topic),
+        };
+        self.found = found;
+        Some(self.remember(topic, route))
+    }
+
+    /// The route of an id that [`Routes::find`] or [`Routes::resolve`] gave.
+    #[must_use]
+    #[inline]
+    pub fn route(&self, id: RouteId) -> Option<&Route> {
+        self.cached(id).map(|cached| &cached.route)
+    }
+
+    #[inline]
+    fn cached(&self, id: RouteId) -> Option<&CachedTopic> {
+        self.cache.get(id.0 as usize)
+    }
+
+    #[inline]
+    fn is_of(&self, id: RouteId, topic: &[u8]) -> bool {
+        self.cached(id)
+            .is_some_and(|cached| *cached.topic == *topic)
     }
 
     /// The set of an id that a route of this generation gave.
@@ -151,20 +188,6 @@ impl Routes {
         self.generation += 1;
         self.sets.clear();
         self.interned.clear();
-    }
-
-    #[cold]
-    fn resolve(&mut self, hash: u64, topic: &[u8], subscribers: &Subscribers, access: &Rules) {
-        let mut found = std::mem::take(&mut self.found);
-        self.patterns.find(topic, &mut found);
-        found.retain(|id| may_see(subscribers, *id, access, topic));
-        let route = Route {
-            copies: u32::try_from(found.len()).unwrap_or(u32::MAX),
-            sets: self.intern_by_size(&found, subscribers),
-            policy: self.policy(topic),
-        };
-        self.found = found;
-        self.remember(hash, topic, route);
     }
 
     fn intern_by_size(
@@ -215,23 +238,32 @@ impl Routes {
         u32::try_from(first).unwrap_or(u32::MAX)
     }
 
-    fn remember(&mut self, hash: u64, topic: &[u8], route: Route) {
-        if let Some(cached) = self.cache.find_mut(hash, |cached| *cached.topic == *topic) {
+    fn remember(&mut self, topic: &[u8], route: Route) -> RouteId {
+        let hash = self.hasher.hash_one(topic);
+        let known = self.places.find(hash, |id| self.is_of(*id, topic)).copied();
+        if let Some(cached) = known.and_then(|id| self.cache.get_mut(id.0 as usize)) {
             cached.route = route;
             cached.generation = self.generation;
-            return;
+            return known.unwrap_or(self.last);
         }
         if self.cache.len() >= CACHED_TOPICS_MAX {
             self.cache.clear();
+            self.places.clear();
         }
-        let hasher = &self.hasher;
-        let cached = CachedTopic {
+        // CACHED_TOPICS_MAX has far less than 32 bits.
+        let id = RouteId(u32::try_from(self.cache.len()).unwrap_or(u32::MAX));
+        self.cache.push(CachedTopic {
             topic: topic.into(),
             generation: self.generation,
             route,
+        });
+        let (hasher, cache) = (&self.hasher, &self.cache);
+        let hash_of = |id: &RouteId| {
+            let cached = cache.get(id.0 as usize);
+            hasher.hash_one(cached.map_or(&[][..], |cached| &cached.topic))
         };
-        self.cache
-            .insert_unique(hash, cached, |cached| hasher.hash_one(&*cached.topic));
+        self.places.insert_unique(hash, id, hash_of);
+        id
     }
 }
 

@@ -21,6 +21,7 @@ use crate::logging::{self, Format};
 use crate::net::egress::Egress;
 use crate::net::event_loop::{EventLoop, Parts};
 use crate::net::listener::Listener;
+use crate::net::sys;
 use crate::state::{ListenerInfo, State};
 
 /// Runs a bus: with no flags at all, a useful one on loopback.
@@ -99,6 +100,10 @@ fn numeric(address: &str) -> String {
 /// Runs a bus till SIGTERM or SIGINT.
 pub(super) fn serve(plan: Plan) -> anyhow::Result<()> {
     let stop = stop_signals().context("cannot listen for signals")?;
+    if let Err(error) = sys::raise_descriptor_limit() {
+        // It works with the old one, for fewer subscribers over Unix sockets.
+        warn!(%error, "cannot raise the limit of open files");
+    }
     let listeners = bind(&plan)?;
     let egress = Egress::open(plan.send_buffer_bytes).context("cannot open a socket to send by")?;
     let policies = plan.settings.topic_policies.clone();

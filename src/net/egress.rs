@@ -135,6 +135,12 @@ impl Egress {
         })
     }
 
+    /// Whether there is a way to a subscriber.
+    #[must_use]
+    pub fn reaches(&self, id: SubscriberId) -> bool {
+        matches!(self.ways.peers.get(id.index()), Some(Some(_)))
+    }
+
     /// Forgets a subscriber.
     pub fn remove(&mut self, id: SubscriberId) {
         if let Some(peer) = self.ways.peers.get_mut(id.index()) {

@@ -245,12 +245,9 @@ impl EventLoop {
             self.ledger.count_lease(&event);
             match event {
                 LeaseEvent::Granted(id) => self.welcome(id),
-                LeaseEvent::Renewed { id, is_changed, .. } if is_changed => self.show(id),
+                LeaseEvent::Renewed { id, is_changed, .. } => self.renew(id, is_changed),
                 LeaseEvent::Released(id) | LeaseEvent::Expired(id) => self.hide(id),
-                LeaseEvent::Renewed { .. }
-                | LeaseEvent::Challenged
-                | LeaseEvent::Refused(_)
-                | LeaseEvent::Unanswered => {}
+                LeaseEvent::Challenged | LeaseEvent::Refused(_) | LeaseEvent::Unanswered => {}
             }
         }
         self.lease_events = events;
@@ -298,6 +295,20 @@ impl EventLoop {
     /// A subscriber came.
     fn welcome(&mut self, id: SubscriberId) {
         self.show(id);
+        self.reach(id);
+    }
+
+    /// A subscriber stays. Where there was no socket for it, there may be one now.
+    fn renew(&mut self, id: SubscriberId, is_changed: bool) {
+        if is_changed {
+            self.show(id);
+        }
+        if !self.parts.egress.reaches(id) {
+            self.reach(id);
+        }
+    }
+
+    fn reach(&mut self, id: SubscriberId) {
         let Some(subscriber) = self.parts.bus.subscribers().get(id) else {
             return;
         };

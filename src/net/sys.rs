@@ -191,6 +191,29 @@ fn set_int(
     }
 }
 
+/// Lets this process have as many descriptors open as the system lets it ask for: the limit that
+/// it starts with is often 1,024, kept low for programs that use select(2).
+///
+/// # Errors
+///
+/// Where the system refuses; the limit is as it was then.
+pub fn raise_descriptor_limit() -> io::Result<()> {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: the kernel writes one rlimit.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    limit.rlim_cur = limit.rlim_max;
+    // SAFETY: the kernel reads one rlimit.
+    if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 /// Sleeps for `wait`, more finely than a poll's milliseconds, or till `socket` is readable.
 pub fn wait_readable(socket: BorrowedFd<'_>, wait: Duration) {
     let mut poll = libc::pollfd {
@@ -217,3 +240,6 @@ pub fn wait_readable(socket: BorrowedFd<'_>, wait: Duration) {
         unsafe { libc::poll(&raw mut poll, 1, ms) };
     }
 }
+
+#[cfg(test)]
+mod tests;

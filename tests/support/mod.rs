@@ -1,10 +1,15 @@
-//! A real bus, as a user would start it, on ports that are free.
+//! A real bus, as a user would start it, on ports that are free, and its subscribers.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::process::{Child, ChildStderr, Command, Output, Stdio};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use hailmary_proto::v1::frame::Control;
+use hailmary_proto::v1::{Event, Frame, Subscribe};
+use hailmary_proto::write::{UNPROVEN_REQUEST_BYTES_MIN, pad};
+use prost::Message;
 
 /// How long any one condition may take: far more than it does, for machines under load.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -14,25 +19,97 @@ pub fn hailmary() -> Command {
     Command::new(env!("CARGO_BIN_EXE_hailmary"))
 }
 
+/// Tries till there is something, and says what it waited for if there never is.
+pub fn wait_until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(start.elapsed() < PATIENCE, "waited in vain for {what}");
+    }
+}
+
+/// A process, ended by its id when dropped.
+struct Process(Child);
+
+impl Process {
+    fn signal(&self, name: &str) {
+        let id = self.0.id().to_string();
+        let status = Command::new("kill").args(["-s", name, &id]).status();
+        assert!(status.unwrap().success());
+    }
+
+    fn wait(&mut self) -> i32 {
+        self.0.wait().unwrap().code().unwrap()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Ended already is as good.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Lines as they come, read by a thread, so that no pipe is ever full.
+fn lines(stream: impl Read + Send + 'static) -> mpsc::Receiver<String> {
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(stream).lines().map_while(Result::ok) {
+            let _ = sender.send(line);
+        }
+    });
+    receiver
+}
+
+/// All lines till the stream's end.
+fn rest(lines: &mpsc::Receiver<String>) -> String {
+    let mut text = String::new();
+    loop {
+        match lines.recv_timeout(PATIENCE) {
+            Ok(line) => text.extend([&line, "\n"]),
+            Err(mpsc::RecvTimeoutError::Disconnected) => return text,
+            Err(mpsc::RecvTimeoutError::Timeout) => panic!("it never ends: {text}"),
+        }
+    }
+}
+
 /// A running bus. Ended by its id when dropped.
 pub struct Serving {
-    child: Child,
+    process: Process,
     /// Names of its listeners, in order.
     pub listening: Vec<String>,
     /// Its admin's address.
     pub admin: SocketAddr,
-    stderr: BufReader<ChildStderr>,
+    said: mpsc::Receiver<String>,
 }
 
 impl Serving {
     /// Starts a bus on these listeners (`127.0.0.1:0` if none) and waits till it says where.
     pub fn start(arguments: &[&str], listeners: &[&str]) -> Self {
+        Self::start_by(hailmary(), arguments, listeners)
+    }
+
+    /// Starts a bus that may have so many descriptors, by the flags of the shell's `ulimit`.
+    pub fn start_limited(ulimit: &str, listeners: &[&str]) -> Self {
+        let mut shell = Command::new("sh");
+        let program = env!("CARGO_BIN_EXE_hailmary");
+        shell.args([
+            "-c",
+            &format!("ulimit {ulimit} && exec \"$0\" \"$@\""),
+            program,
+        ]);
+        Self::start_by(shell, &[], listeners)
+    }
+
+    fn start_by(mut command: Command, arguments: &[&str], listeners: &[&str]) -> Self {
         let listeners = if listeners.is_empty() {
             &["127.0.0.1:0"]
         } else {
             listeners
         };
-        let mut command = hailmary();
         command
             .args(["serve", "--admin", "127.0.0.1:0"])
             .args(arguments);
@@ -40,29 +117,28 @@ impl Serving {
             command.args(["--listen", listener]);
         }
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
-        let mut stderr = BufReader::new(child.stderr.take().unwrap());
+        let said = lines(child.stderr.take().unwrap());
+        let process = Process(child);
         let mut listening = Vec::new();
-        let mut said = String::new();
+        let mut heard = Vec::new();
         let admin = loop {
-            let mut line = String::new();
-            assert_ne!(
-                stderr.read_line(&mut line).unwrap(),
-                0,
-                "the bus ended: {said}"
-            );
-            said.push_str(&line);
-            if let Some((_, address)) = line.split_once("admin listening address=http://") {
-                break address.trim().parse().unwrap();
+            let Ok(line) = said.recv_timeout(PATIENCE) else {
+                panic!("the bus ended: {heard:?}");
+            };
+            match address_in(&line) {
+                Some(("listening", address)) => listening.push(address),
+                Some((_, address)) => {
+                    break address.strip_prefix("http://").unwrap().parse().unwrap();
+                }
+                None => {}
             }
-            if let Some((_, address)) = line.split_once("listening address=\"") {
-                listening.push(address.trim().trim_end_matches('"').to_owned());
-            }
+            heard.push(line);
         };
         let serving = Self {
-            child,
+            process,
             listening,
             admin,
-            stderr,
+            said,
         };
         serving.wait_for("/-/ready", |answer| answer.contains("200 OK"));
         serving
@@ -84,20 +160,24 @@ impl Serving {
 
     /// What the admin answers, head included.
     pub fn get(&self, path: &str) -> String {
-        let mut stream = TcpStream::connect(self.admin).unwrap();
+        self.try_get(path).unwrap()
+    }
+
+    /// What the admin answers, if it does.
+    pub fn try_get(&self, path: &str) -> std::io::Result<String> {
+        let mut stream = TcpStream::connect(self.admin)?;
         write!(
             stream,
             "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-        )
-        .unwrap();
+        )?;
         let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        answer
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
     }
 
     /// Asks the admin till it answers what is wanted.
     pub fn wait_for(&self, path: &str, is_wanted: impl Fn(&str) -> bool) -> String {
-        let start = std::time::Instant::now();
+        let start = Instant::now();
         loop {
             let answer = self.get(path);
             if is_wanted(&answer) {
@@ -112,43 +192,64 @@ impl Serving {
         self.wait_for("/metrics", |page| value(page, name) >= least)
     }
 
+    /// The next line that it logs, if there is one already.
+    pub fn logged(&self) -> Option<String> {
+        self.said.try_recv().ok()
+    }
+
     /// Bytes of memory that are resident.
     pub fn resident_bytes(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status
-            .lines()
-            .find(|line| line.starts_with("VmRSS:"))
-            .unwrap();
-        line.split_whitespace()
-            .nth(1)
-            .unwrap()
-            .parse::<u64>()
-            .unwrap()
-            * 1024
+        1024 * self.status("VmRSS:")
+    }
+
+    /// How often the data thread has gone to sleep.
+    pub fn sleeps(&self) -> u64 {
+        self.status("voluntary_ctxt_switches:")
+    }
+
+    /// A number of the first thread's status, which is the data thread (proc(5)).
+    fn status(&self, key: &str) -> u64 {
+        let id = self.process.0.id();
+        let status = std::fs::read_to_string(format!("/proc/{id}/task/{id}/status")).unwrap();
+        let value = status.lines().find_map(|line| line.strip_prefix(key));
+        let number = value.unwrap().split_whitespace().next().unwrap();
+        number.parse().unwrap()
     }
 
     /// Sends SIGTERM and says the exit status and what it said at the end.
-    pub fn stop(mut self) -> (i32, String) {
-        let id = self.child.id().to_string();
-        assert!(
-            Command::new("kill")
-                .args(["-TERM", &id])
-                .status()
-                .unwrap()
-                .success()
-        );
-        let mut said = String::new();
-        self.stderr.read_to_string(&mut said).unwrap();
-        (self.child.wait().unwrap().code().unwrap(), said)
+    pub fn stop(self) -> (i32, String) {
+        self.stop_by("TERM")
+    }
+
+    /// Sends a signal and says the exit status and what it said at the end.
+    pub fn stop_by(mut self, signal: &str) -> (i32, String) {
+        self.process.signal(signal);
+        let said = rest(&self.said);
+        (self.process.wait(), said)
+    }
+
+    /// Ends it without a chance to clean up, and waits till it has.
+    pub fn kill(self) {
+        drop(self.process);
     }
 }
 
-impl Drop for Serving {
-    fn drop(&mut self) {
-        // Ended already is as good.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// The message of a line that tells an address, and the address: of a text or a JSON line.
+fn address_in(line: &str) -> Option<(&'static str, String)> {
+    let (said, address) = match serde_json::from_str::<serde_json::Value>(line) {
+        Ok(object) => {
+            let field = |name: &str| object.get(name)?.as_str().map(str::to_owned);
+            (field("message")?, field("address")?)
+        }
+        Err(_) => {
+            let (said, address) = line.split_once(" address=")?;
+            (said.to_owned(), address.trim_matches('"').to_owned())
+        }
+    };
+    ["admin listening", "listening"]
+        .into_iter()
+        .find(|message| said.ends_with(message))
+        .map(|message| (message, address))
 }
 
 /// One metric's value on a scraped page, or 0 where it is absent.
@@ -160,10 +261,16 @@ pub fn value(page: &str, name: &str) -> u64 {
 
 /// The sum of a metric over its labels.
 pub fn sum(page: &str, name: &str) -> u64 {
+    sum_of(page, name, "")
+}
+
+/// The sum of a metric over the labels in which `label` occurs.
+pub fn sum_of(page: &str, name: &str, label: &str) -> u64 {
     let plain = format!("hailmary_{name} ");
     let labelled = format!("hailmary_{name}{{");
     page.lines()
         .filter(|line| line.starts_with(&plain) || line.starts_with(&labelled))
+        .filter(|line| line.contains(label))
         .map(|line| line.rsplit_once(' ').unwrap().1.parse::<u64>().unwrap())
         .sum()
 }
@@ -184,9 +291,11 @@ pub fn assert_laws(page: &str) {
     );
 }
 
-/// A subscriber as a process, once it has said that it is subscribed.
+/// A subscriber as a process, once it has said that it is subscribed. Ended by its id when
+/// dropped.
 pub struct Subscribing {
-    child: Child,
+    process: Process,
+    stdout: mpsc::Receiver<String>,
     stderr: mpsc::Receiver<String>,
 }
 
@@ -200,20 +309,100 @@ impl Subscribing {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let (sender, stderr) = mpsc::channel();
-        std::thread::spawn(move || {
-            for line in lines.map_while(Result::ok) {
-                let _ = sender.send(line);
-            }
-        });
+        let stdout = lines(child.stdout.take().unwrap());
+        let stderr = lines(child.stderr.take().unwrap());
+        let process = Process(child);
         assert_eq!(stderr.recv_timeout(PATIENCE).as_deref(), Ok("subscribed"));
-        Self { child, stderr }
+        Self {
+            process,
+            stdout,
+            stderr,
+        }
     }
 
-    /// Waits for its end: its output, and its last line of standard error.
-    pub fn output(self) -> (Output, String) {
-        let output = self.child.wait_with_output().unwrap();
-        (output, self.stderr.iter().last().unwrap_or_default())
+    /// The next line that it prints.
+    pub fn line(&self) -> String {
+        self.stdout.recv_timeout(PATIENCE).unwrap()
     }
+
+    /// Sends it a signal.
+    pub fn signal(&self, name: &str) {
+        self.process.signal(name);
+    }
+
+    /// Waits for its end: what it has printed since, and its last line of standard error.
+    pub fn output(mut self) -> (String, String) {
+        let output = rest(&self.stdout);
+        let errors = rest(&self.stderr);
+        assert_eq!(self.process.wait(), 0, "{errors}");
+        let last = errors.lines().last().unwrap_or_default();
+        (output, last.to_owned())
+    }
+}
+
+/// An event of this topic and nothing else.
+pub fn event(topic: &str) -> Event {
+    Event {
+        topic: topic.to_owned(),
+        ..Event::default()
+    }
+}
+
+/// The datagram of these events and nothing else.
+pub fn datagram(events: Vec<Event>) -> Vec<u8> {
+    let frame = Frame {
+        events,
+        ..Frame::default()
+    };
+    frame.encode_to_vec()
+}
+
+/// The datagram of a request, padded as its answer deserves.
+pub fn request(control: Control) -> Vec<u8> {
+    let mut frame = Frame {
+        control: Some(control),
+        ..Frame::default()
+    };
+    pad(&mut frame, UNPROVEN_REQUEST_BYTES_MIN);
+    frame.encode_to_vec()
+}
+
+/// A subscriber played by hand.
+pub struct ByHand(UdpSocket);
+
+impl ByHand {
+    /// On an address of its own.
+    pub fn new() -> Self {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        Self(socket)
+    }
+
+    /// Sends a request and waits for no answer.
+    pub fn tell(&self, bus: SocketAddr, control: Control) {
+        self.0.send_to(&request(control), bus).unwrap();
+    }
+
+    /// Sends a request and gives its answer.
+    pub fn ask(&self, bus: SocketAddr, control: Control) -> Control {
+        self.tell(bus, control);
+        self.receive().control.unwrap()
+    }
+
+    /// The next frame.
+    pub fn receive(&self) -> Frame {
+        let mut buffer = [0; 1500];
+        let length = self.0.recv(&mut buffer).unwrap();
+        Frame::decode(&buffer[..length]).unwrap()
+    }
+}
+
+/// A request for a lease on all topics.
+pub fn subscribe(nonce: u64, cookie: &[u8]) -> Control {
+    Control::Subscribe(Subscribe {
+        topics: vec![">".to_owned()],
+        cookie: cookie.to_vec(),
+        nonce,
+        ..Subscribe::default()
+    })
 }

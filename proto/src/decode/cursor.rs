@@ -4,6 +4,8 @@
 //! Every read is checked against the end of the message it is in. What is common (keys of one
 //! byte, lengths of one or two) is inlined, everything else is one call away.
 
+use std::ops::Range;
+
 use super::Malformed;
 
 /// How many levels of messages and groups may nest in a frame, a field in the innermost one being
@@ -38,12 +40,15 @@ impl Span {
         }
     }
 
+    #[inline]
+    pub(super) fn range(self) -> Range<usize> {
+        self.start as usize..self.end as usize
+    }
+
     /// What lies there, in the datagram that the span was made for.
     #[inline]
     pub(super) fn of(self, datagram: &[u8]) -> &[u8] {
-        datagram
-            .get(self.start as usize..self.end as usize)
-            .unwrap_or_default()
+        datagram.get(self.range()).unwrap_or_default()
     }
 }
 

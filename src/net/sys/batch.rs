@@ -131,9 +131,13 @@ impl ReceiveRing {
     }
 }
 
-/// The source that the kernel wrote into `source`, of which `length` bytes count.
+/// The source that the kernel wrote into `source`, of which `length` bytes count. Of a sender
+/// without a name it writes nothing: what stands there is an earlier datagram's, of any listener.
 #[inline]
 fn read_source(source: &libc::sockaddr_storage, length: libc::socklen_t) -> Source<'_> {
+    if length == 0 {
+        return Source::Unix(&[]);
+    }
     match libc::c_int::from(source.ss_family) {
         libc::AF_INET => {
             // SAFETY: sockaddr_storage is made to be read as any address; AF_INET says which.

@@ -1,0 +1,65 @@
+//! Times of the core: decoding, and whole turns of one receive batch. `cargo bench --bench core`
+//!
+//! A turn with no subscriber decodes and routes. With subscribers it also builds frames and
+//! stamps a copy for each. Nothing is sent.
+
+#![expect(clippy::expect_used, reason = "a bench that cannot go on has failed")]
+
+mod load;
+
+use divan::counter::ItemsCount;
+use divan::{Bencher, black_box};
+use hailmary::net::sys::BATCH;
+use hailmary_proto::decode::Decoder;
+use load::{Load, Shape, datagrams};
+
+fn main() {
+    divan::main();
+}
+
+#[divan::bench(args = [1, 9, 100])]
+fn decode(bencher: Bencher<'_, '_>, events_per_datagram: usize) {
+    let shape = Shape {
+        fan_out: 0,
+        topics: 1,
+        events_per_datagram,
+    };
+    let datagram = datagrams(1, shape).remove(0);
+    let mut decoder = Decoder::new();
+    bencher
+        .counter(ItemsCount::new(events_per_datagram))
+        .bench_local(|| {
+            let frame = decoder
+                .decode(black_box(&datagram))
+                .expect("this is a frame");
+            frame.events().len()
+        });
+}
+
+fn turn(bencher: Bencher<'_, '_>, shape: Shape) {
+    let mut load = Load::new(shape);
+    bencher
+        .counter(ItemsCount::new(BATCH * shape.events_per_datagram))
+        .bench_local(|| black_box(load.turn()));
+}
+
+#[divan::bench(args = [1, 1_000, 10_000])]
+fn route(bencher: Bencher<'_, '_>, topics: usize) {
+    let events_per_datagram = 100;
+    let shape = Shape {
+        fan_out: 0,
+        topics,
+        events_per_datagram,
+    };
+    turn(bencher, shape);
+}
+
+#[divan::bench(args = [1, 4, 16], consts = [1, 9, 100])]
+fn fan_out<const EVENTS_PER_DATAGRAM: usize>(bencher: Bencher<'_, '_>, fan_out: usize) {
+    let shape = Shape {
+        fan_out,
+        topics: 1,
+        events_per_datagram: EVENTS_PER_DATAGRAM,
+    };
+    turn(bencher, shape);
+}

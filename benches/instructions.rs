@@ -1,0 +1,62 @@
+//! Instructions of the core, which are the same in every run: decoding, and whole turns of one
+//! receive batch. `cargo bench --bench instructions`, with valgrind and `gungraun-runner`.
+
+#![expect(clippy::expect_used, reason = "a bench that cannot go on has failed")]
+#![expect(missing_docs, reason = "the macros make items of their own")]
+
+mod load;
+
+use std::hint::black_box;
+
+use gungraun::{library_benchmark, library_benchmark_group, main};
+use hailmary_proto::decode::Decoder;
+use load::{Load, Shape, datagrams};
+
+fn one_datagram(events_per_datagram: usize) -> (Decoder, Vec<u8>) {
+    let shape = Shape {
+        fan_out: 0,
+        topics: 1,
+        events_per_datagram,
+    };
+    let datagram = datagrams(1, shape).remove(0);
+    let mut decoder = Decoder::new();
+    decoder.decode(&datagram).expect("this is a frame");
+    (decoder, datagram)
+}
+
+fn load(fan_out: usize, topics: usize, events_per_datagram: usize) -> Load {
+    Load::new(Shape {
+        fan_out,
+        topics,
+        events_per_datagram,
+    })
+}
+
+#[library_benchmark(setup = one_datagram)]
+#[bench::of_1_event(1)]
+#[bench::of_9_events(9)]
+#[bench::of_100_events(100)]
+fn decode((mut decoder, datagram): (Decoder, Vec<u8>)) -> (usize, Decoder, Vec<u8>) {
+    let frame = decoder
+        .decode(black_box(&datagram))
+        .expect("this is a frame");
+    let events = frame.events().len();
+    (events, decoder, datagram)
+}
+
+#[library_benchmark(setup = load)]
+#[bench::routed_1_topic(0, 1, 100)]
+#[bench::routed_10_000_topics(0, 10_000, 100)]
+#[bench::fan_out_1_of_1_event(1, 1, 1)]
+#[bench::fan_out_4_of_1_event(4, 1, 1)]
+#[bench::fan_out_16_of_1_event(16, 1, 1)]
+#[bench::fan_out_4_of_9_events(4, 1, 9)]
+#[bench::fan_out_4_of_100_events(4, 1, 100)]
+#[bench::fan_out_4_of_100_events_and_1_000_topics(4, 1_000, 100)]
+fn turn(mut load: Load) -> (usize, Load) {
+    (black_box(load.turn()), load)
+}
+
+library_benchmark_group!(name = core, benchmarks = [decode, turn]);
+
+main!(library_benchmark_groups = core);
