@@ -324,24 +324,17 @@ impl Subscription {
     }
 
     fn handle_events(&mut self, frame: &FrameView<'_>) -> Verdict {
-        match frame.stamp() {
-            Some(stamp) => self.handle_tally(&stamp, frame.events().len() as u64),
-            None => Verdict::Ignored,
-        }
-    }
-
-    /// Takes what a frame without a control message comes down to: its stamp, and how many
-    /// events it holds. For a driver that counts events without decoding them; where this says
-    /// [`Verdict::Ignored`], it is the driver that tells by
-    /// [`ignore_datagram`](Self::ignore_datagram).
-    pub fn handle_tally(&mut self, stamp: &v1::Stamp, events: u64) -> Verdict {
-        if self.has_ended() || self.bus != Some(stamp.sender) {
+        let Some(stamp) = frame.stamp().filter(|stamp| self.bus == Some(stamp.sender)) else {
+            return Verdict::Ignored;
+        };
+        if self.has_ended() {
             return Verdict::Ignored;
         }
+        let events = frame.events().len();
         self.ledger.record(FrameTally {
             sequence: stamp.sequence,
             dropped: stamp.dropped,
-            events,
+            events: events as u64,
         });
         match events {
             0 => Verdict::Consumed,

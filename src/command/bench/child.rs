@@ -74,7 +74,9 @@ impl BenchChild {
         match task {
             Task::Serve(config) => serve_bus(&config),
             Task::Publish(task) => tell_result(publisher::run(&task, &orders), Message::Published),
-            Task::Subscribe(task) => tell_result(subscriber::run(task, &orders), Message::Received),
+            Task::Subscribe(task) => {
+                tell_result(subscriber::run(&task, &orders), Message::Received)
+            }
         }
     }
 }

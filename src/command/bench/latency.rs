@@ -44,16 +44,13 @@ impl Times {
         self.0.saturating_record(ns);
     }
 
-    /// Counts all that another process counted.
-    pub fn add(&mut self, counts: &Counts) {
-        for (ns, times) in &counts.0 {
-            self.0.saturating_record_n(*ns, *times);
+    /// All that several processes counted.
+    pub fn of_all<'a>(all: impl Iterator<Item = &'a Counts>) -> anyhow::Result<Self> {
+        let mut times = Self::new()?;
+        for (ns, count) in all.flat_map(|counts| &counts.0) {
+            times.0.saturating_record_n(*ns, *count);
         }
-    }
-
-    /// How many were counted.
-    pub fn len(&self) -> u64 {
-        self.0.len()
+        Ok(times)
     }
 
     /// All that was counted.
@@ -97,10 +94,8 @@ mod tests {
         (1..=1_000).for_each(|us| times.record(us * 1_000));
         times.record(u64::MAX);
         times.record(0);
-        let mut merged = Times::new().unwrap();
-        merged.add(&times.counts());
-        merged.add(&times.counts());
-        assert_eq!(merged.len(), 2 * times.len());
+        let merged = Times::of_all([times.counts(), times.counts()].iter()).unwrap();
+        assert_eq!(merged.0.len(), 2 * times.0.len());
         let quantiles = merged.quantiles().unwrap();
         assert_eq!(merged.quantiles(), times.quantiles());
         assert!((499.0..502.0).contains(&quantiles.p50), "{quantiles:?}");

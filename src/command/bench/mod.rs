@@ -17,11 +17,10 @@ mod publisher;
 mod report;
 mod subscriber;
 mod target;
-mod template;
-mod walk;
-mod way;
 mod workload;
 
+use std::fs::{self, DirBuilder};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -38,7 +37,6 @@ use self::publisher::{Publish, Published};
 use self::report::Findings;
 use self::subscriber::{Received, Subscribe};
 use self::target::{Admin, cpu_ns, memory};
-use self::way::{SocketDirectory, Way};
 use self::workload::{
     DURATION_S_MAX, DURATION_S_MIN, EVENTS_PER_DATAGRAM_MAX, PUBLISHERS_MAX, Payload,
     SUBSCRIBERS_MAX, TOPICS_MAX, Workload,
@@ -54,13 +52,6 @@ const PING_PATIENCE: Duration = Duration::from_secs(2);
 
 /// From the order to start till the start: more than the order takes to every publisher.
 const LEAD: Duration = Duration::from_millis(50);
-
-/// Up to this rate, in events a second, the latency of every event is told. Past it, and
-/// at the most that can be sent, telling it would take part of the time that is measured.
-const EVERY_LATENCY_RATE_MAX: f64 = 100_000.0;
-
-/// Of so many events the latency of one is told otherwise.
-const SAMPLE_EVERY: u64 = 16;
 
 /// What a bench's own bus listens on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -87,7 +78,7 @@ Examples:
   hailmary bench --payload 64-1024 --topics 1000 --events-per-datagram 9 --json
   hailmary bench --against 10.0.0.5:7277 --admin 10.0.0.5:7278 --rate 10000
 
-Exit status: 0 done, however much was lost; 1 failed; 2 wrong usage; 78 bad configuration.")]
+Exit status: 0 done, however much was lost; 1 failed, or could not send at the rate; 2 wrong usage; 78 bad configuration.")]
 pub struct Bench {
     /// Bytes of a payload, or the spread of them.
     #[arg(long, value_name = "BYTES|MIN-MAX", default_value = "128")]
@@ -114,7 +105,7 @@ pub struct Bench {
     rate: Option<f64>,
     /// How long events are published, in seconds: 0.01 to 3,600.
     #[arg(long, value_name = "SECONDS", default_value = "3", value_parser = duration)]
-    duration: Duration,
+    duration: f64,
     /// Print one JSON object in place of a table.
     #[arg(long)]
     json: bool,
@@ -148,50 +139,41 @@ impl Bench {
     /// A [`clap::Error`] where the flags do not go together, a [`ConfigError`] where the bus's
     /// configuration is at fault; else what went wrong. All processes have ended then.
     pub fn run(&self) -> anyhow::Result<()> {
-        let run = format!("{:06x}", random_id()? & 0xFF_FFFF);
-        let workload = self.workload(&run);
+        let id = format!("{:08x}", getrandom::u32()?);
+        let workload = self.workload(&id);
         workload.check().map_err(usage)?;
-        let report = Run::new(self, workload, run)?.run()?.report()?;
+        let report = Run::new(self, workload, id)?.run()?.report()?;
         if self.json {
             println!("{}", serde_json::to_string(&report)?);
         } else {
             print!("{report}");
         }
-        Ok(())
+        report.check_rate()
     }
 
-    fn workload(&self, run: &str) -> Workload {
+    fn workload(&self, id: &str) -> Workload {
         Workload {
-            prefix: Workload::prefix(run),
+            topic_prefix: format!("bench.{id}"),
             topics: self.topics,
-            payload: self.payload,
+            payload_bytes: self.payload,
             events_per_datagram: self.events_per_datagram,
             publishers: self.publishers,
-            rate: self.rate,
-            duration: self.duration,
-        }
-    }
-
-    fn sample_every(&self) -> u64 {
-        match self.rate {
-            Some(rate) if rate <= EVERY_LATENCY_RATE_MAX => 1,
-            _ => SAMPLE_EVERY,
+            fan_out: self.fan_out,
+            events_per_second: self.rate,
+            duration_seconds: self.duration,
         }
     }
 
     /// The configuration of the bench's own bus.
-    fn bus_config(&self, directory: &SocketDirectory) -> Result<Config, ConfigError> {
+    fn bus_config(&self, directory: Option<&SocketDirectory>) -> Result<Config, ConfigError> {
         let mut config = match &self.config {
             Some(file) => Config::load(file)?.0,
             None => Config::default(),
         };
         let any_port = || Spanned::new(0..0, "127.0.0.1:0".to_owned());
-        (config.listen.udp, config.listen.unix) = match self.over {
-            Over::Udp => (vec![any_port()], Vec::new()),
-            Over::Unix => {
-                let path = directory.socket("bus");
-                (Vec::new(), vec![Spanned::new(0..0, path)])
-            }
+        (config.listen.udp, config.listen.unix) = match directory {
+            None => (vec![any_port()], Vec::new()),
+            Some(directory) => (Vec::new(), vec![Spanned::new(0..0, directory.socket())]),
         };
         config.listen.admin = any_port();
         if let Some(linger_us) = self.linger_us {
@@ -213,23 +195,27 @@ struct Bus {
     process: Option<u32>,
 }
 
-/// One run. What it started ends with it: processes first, then the directory of their sockets.
+/// One run. What it started ends with it: processes first, then the directory of the bus's socket.
 struct Run<'a> {
     bench: &'a Bench,
     workload: Workload,
     crew: Crew,
-    directory: SocketDirectory,
-    run: String,
+    directory: Option<SocketDirectory>,
+    id: String,
 }
 
 impl<'a> Run<'a> {
-    fn new(bench: &'a Bench, workload: Workload, run: String) -> anyhow::Result<Self> {
+    fn new(bench: &'a Bench, workload: Workload, id: String) -> anyhow::Result<Self> {
+        let directory = match bench.over {
+            Over::Unix => Some(SocketDirectory::make(&id)?),
+            Over::Udp => None,
+        };
         Ok(Self {
             bench,
             workload,
             crew: Crew::new(stop_flag()?),
-            directory: SocketDirectory::make(&run)?,
-            run,
+            directory,
+            id,
         })
     }
 
@@ -239,7 +225,7 @@ impl<'a> Run<'a> {
             None => self.start_bus()?,
         };
         let names: Vec<String> = (0..self.bench.fan_out)
-            .map(|index| format!("bench-{}-{index}", self.run))
+            .map(|index| format!("bench-{}-{index}", self.id))
             .collect();
         let subscribers = self.start_subscribers(&bus, &names)?;
         let publishers = self.start_publishers(&bus)?;
@@ -260,7 +246,6 @@ impl<'a> Run<'a> {
             start_unix_nano,
             published,
             received: names.into_iter().zip(received).collect(),
-            sample_every: self.bench.sample_every(),
             counts: counts_after
                 .zip(counts_before)
                 .map(|(after, before)| after.since(&before)),
@@ -283,7 +268,7 @@ impl<'a> Run<'a> {
     }
 
     fn start_bus(&mut self) -> anyhow::Result<Bus> {
-        let config = toml::to_string(&self.bench.bus_config(&self.directory)?)?;
+        let config = toml::to_string(&self.bench.bus_config(self.directory.as_ref())?)?;
         let id = self
             .crew
             .start("the bus".to_owned(), &Task::Serve(config))?;
@@ -308,10 +293,9 @@ impl<'a> Run<'a> {
         let mut started = Vec::new();
         for (index, name) in names.iter().enumerate() {
             let task = Task::Subscribe(Subscribe {
-                way: Way::find(&bus.address, self.directory.socket(name))?,
+                bus: bus.address.to_string(),
                 name: name.clone(),
                 pattern: self.workload.pattern(),
-                sample_every: self.bench.sample_every(),
             });
             started.push(self.crew.start(format!("subscriber {index}"), &task)?);
         }
@@ -322,9 +306,8 @@ impl<'a> Run<'a> {
     fn start_publishers(&mut self, bus: &Bus) -> anyhow::Result<Vec<MemberId>> {
         let mut started = Vec::new();
         for index in 0..self.workload.publishers {
-            let own = self.directory.socket(&format!("publisher-{index}"));
             let task = Task::Publish(Publish {
-                way: Way::find(&bus.address, own)?,
+                bus: bus.address.to_string(),
                 workload: self.workload.clone(),
                 index,
             });
@@ -346,7 +329,7 @@ impl<'a> Run<'a> {
         for id in publishers {
             self.crew.tell(*id, Order::Start(start))?;
         }
-        let patience = self.workload.duration + PATIENCE * 2;
+        let patience = self.workload.duration() + PATIENCE * 2;
         self.crew
             .gather(publishers.len(), patience, |message| match message {
                 Message::Published(published) => Some(published),
@@ -373,14 +356,36 @@ fn usage(message: String) -> anyhow::Error {
         .into()
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+fn duration(text: &str) -> Result<f64, String> {
     super::number(text, |seconds| {
         (DURATION_S_MIN..=DURATION_S_MAX).contains(&seconds)
     })
-    .map(Duration::from_secs_f64)
     .ok_or_else(|| format!("a duration is {DURATION_S_MIN} to {DURATION_S_MAX} seconds"))
 }
 
-fn random_id() -> anyhow::Result<u64> {
-    Ok(getrandom::u64()?)
+/// A directory for the socket of the bench's own bus, gone with this value.
+#[derive(Debug)]
+struct SocketDirectory(PathBuf);
+
+impl SocketDirectory {
+    /// Makes one for this user alone, as all processes of a bench are.
+    fn make(id: &str) -> anyhow::Result<Self> {
+        let path = std::env::temp_dir().join(format!("hailmary-bench-{id}"));
+        DirBuilder::new()
+            .mode(0o700)
+            .create(&path)
+            .with_context(|| format!("cannot make {}", path.display()))?;
+        Ok(Self(path))
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.0.join("bus.sock")
+    }
+}
+
+impl Drop for SocketDirectory {
+    fn drop(&mut self) {
+        // Nothing is left to be done where this fails.
+        let _ = fs::remove_dir_all(&self.0);
+    }
 }

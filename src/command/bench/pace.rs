@@ -4,9 +4,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::workload::Workload;
 
-/// The shortest sleep: faster publishers would wake up for single datagrams and take the time
-/// of those that are measured. What becomes due meanwhile goes out together.
-const SLEEP_MIN: Duration = Duration::from_micros(50);
+/// The shortest wait: publishers that woke up for each datagram would take the time of those
+/// that are measured. What becomes due meanwhile goes out together.
+pub const WAIT_MIN: Duration = Duration::from_micros(50);
 
 const PS_PER_NS: u128 = 1_000;
 
@@ -33,32 +33,42 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// The part of a paced workload that the publisher `index` has, from `start` on: datagrams of
-    /// all publishers are evenly apart.
-    pub fn new(workload: &Workload, rate: f64, index: u32, start_unix_nano: u64) -> Self {
-        let publishers = u64::from(workload.publishers);
-        let events = f64::from(workload.events_per_datagram) * f64::from(workload.publishers);
-        let gap_ps = whole(events / rate * 1e12).max(1);
-        let phase = u128::from(gap_ps) * u128::from(index) / u128::from(publishers) / PS_PER_NS;
-        let duration_ps = workload.duration.as_nanos() * PS_PER_NS;
-        Self {
-            start_unix_nano: start_unix_nano.saturating_add(clamp(phase)),
+    /// The part of a workload that the publisher `index` has, from `start` on: datagrams of all
+    /// publishers are evenly apart. None where there is no rate to keep.
+    pub fn new(workload: &Workload, index: u32, start_unix_nano: u64) -> Option<Self> {
+        let datagrams_per_second =
+            workload.events_per_second? / f64::from(workload.events_per_datagram);
+        let gap_ps = whole(f64::from(workload.publishers) / datagrams_per_second * 1e12).max(1);
+        let phase = u128::from(gap_ps) * u128::from(index) / u128::from(workload.publishers);
+        let duration_ps = workload.duration().as_nanos() * PS_PER_NS;
+        Some(Self {
+            start_unix_nano: start_unix_nano.saturating_add(clamp(phase / PS_PER_NS)),
             gap_ps,
             datagrams: clamp(duration_ps.div_ceil(gap_ps.into())),
-        }
+        })
     }
 
-    /// When the datagram with this number is due, in ns of Unix time; none after the last.
-    pub fn due(&self, number: u64) -> Option<u64> {
+    /// How many there are.
+    pub fn datagrams(&self) -> u64 {
+        self.datagrams
+    }
+
+    /// When the datagram with this number is due, in ns of Unix time.
+    pub fn due(&self, number: u64) -> u64 {
         let after = u128::from(number) * u128::from(self.gap_ps) / PS_PER_NS;
-        (number < self.datagrams).then(|| self.start_unix_nano.saturating_add(clamp(after)))
+        self.start_unix_nano.saturating_add(clamp(after))
+    }
+
+    /// When one more would be due.
+    pub fn end(&self) -> u64 {
+        self.due(self.datagrams)
     }
 }
 
 /// Waits till a moment that is not reached yet.
 pub fn sleep_till(due_unix_nano: u64, now_unix_nano: u64) {
     let wait = Duration::from_nanos(due_unix_nano.saturating_sub(now_unix_nano));
-    std::thread::sleep(wait.max(SLEEP_MIN));
+    std::thread::sleep(wait.max(WAIT_MIN));
 }
 
 /// Has the kernel wake this process when it is to and not up to 50 µs later (proc(5),
@@ -82,49 +92,45 @@ fn whole(value: f64) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::workload::Payload;
+    use super::super::workload::example;
     use super::*;
 
-    fn workload(events_per_datagram: u32, publishers: u32, seconds: u64) -> Workload {
-        Workload {
-            prefix: String::new(),
-            topics: 1,
-            payload: Payload { min: 0, max: 0 },
-            events_per_datagram,
-            publishers,
-            rate: None,
-            duration: Duration::from_secs(seconds),
-        }
-    }
-
-    fn count(schedule: &Schedule) -> u64 {
-        (0..).take_while(|k| schedule.due(*k).is_some()).count() as u64
+    fn schedule(workload: &Workload, index: u32) -> Schedule {
+        Schedule::new(workload, index, 100).unwrap()
     }
 
     #[test]
     fn datagrams_are_evenly_apart_over_all_publishers() {
-        let mut due: Vec<_> = (0..4)
-            .flat_map(|index| {
-                let schedule = Schedule::new(&workload(5, 4, 1), 1_000.0, index, 100);
-                assert_eq!(count(&schedule), 50);
-                (0..50).map(move |k| schedule.due(k).unwrap())
-            })
-            .collect();
+        let workload = Workload {
+            events_per_datagram: 5,
+            publishers: 4,
+            events_per_second: Some(1_000.0),
+            ..example()
+        };
+        let mut due = Vec::new();
+        for index in 0..4 {
+            let schedule = schedule(&workload, index);
+            due.extend((0..schedule.datagrams()).map(|number| schedule.due(number)));
+        }
         due.sort_unstable();
-        let expected: Vec<u64> = (0..200).map(|k| 100 + k * 5_000_000).collect();
+        let expected: Vec<u64> = (0..200).map(|number| 100 + number * 5_000_000).collect();
         assert_eq!(due, expected);
     }
 
     #[test]
     fn odd_and_extreme_rates_keep_their_time() {
-        let hour = workload(1, 1, 3_600);
-        let third = Schedule::new(&hour, 300_000.0, 0, 0);
-        let last = third.datagrams - 1;
-        let off = third.due(last).unwrap().abs_diff(3_600_000_000_000);
+        let at = |rate, seconds| {
+            let workload = Workload {
+                events_per_second: Some(rate),
+                duration_seconds: seconds,
+                ..example()
+            };
+            schedule(&workload, 0)
+        };
+        let off = at(300_000.0, 3_600.0).end().abs_diff(3_600_000_000_100);
         assert!(off < 1_000_000, "{off} ns");
-        let rare = Schedule::new(&hour, 1e-300, 0, 7);
-        assert_eq!((rare.due(0), rare.due(1)), (Some(7), None));
-        let fast = Schedule::new(&workload(1, 1, 1), 1e9, 0, 0);
-        assert_eq!(fast.datagrams, 1_000_000_000);
+        assert_eq!(at(1e-300, 3_600.0).datagrams(), 1);
+        assert_eq!(at(1e9, 1.0).datagrams(), 1_000_000_000);
+        assert!(Schedule::new(&example(), 0, 0).is_none());
     }
 }

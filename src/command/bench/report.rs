@@ -2,13 +2,14 @@
 
 use std::fmt;
 
+use anyhow::ensure;
 use serde::Serialize;
 
 use super::latency::{Quantiles, Times};
 use super::pace::nanos;
 use super::publisher::Published;
 use super::subscriber::Received;
-use super::target::{Counts, Egress, Memory, Reasons};
+use super::target::{Counts, Memory, Reasons};
 use super::workload::Workload;
 
 /// Everything that was found out.
@@ -24,8 +25,6 @@ pub struct Findings {
     pub published: Vec<Published>,
     /// Names of the subscribers, and what they saw.
     pub received: Vec<(String, Received)>,
-    /// Of how many events the latency of one was told.
-    pub sample_every: u64,
     /// What the bus counted, if its admin was known.
     pub counts: Option<Counts>,
     /// The bus's time on the processor, if it was the bench's own.
@@ -34,36 +33,26 @@ pub struct Findings {
     pub memory: Option<Memory>,
 }
 
-/// The result, as `--json` prints it.
+/// The result, as `--json` prints it. What could not be found out is `null`.
 #[derive(Debug, Serialize)]
 pub struct Report {
-    workload: WorkloadReport,
+    workload: Workload,
     published: PublishedReport,
     received: ReceivedReport,
     lost: Lost,
-    latency: LatencyReport,
+    /// From the time that an event was to be sent to its arrival.
+    latency_us: Option<Quantiles>,
     bus: BusReport,
-    subscribers: Vec<SubscriberReport>,
-}
-
-#[derive(Debug, Serialize)]
-struct WorkloadReport {
-    payload_bytes_min: usize,
-    payload_bytes_max: usize,
-    topics: u32,
-    publishers: u32,
-    fan_out: usize,
-    events_per_datagram: u32,
-    /// `null`: as many as the publishers can.
-    rate_events_per_second: Option<f64>,
-    duration_seconds: f64,
+    subscribers: Vec<Books>,
 }
 
 #[derive(Debug, Serialize)]
 struct PublishedReport {
     events: u64,
     events_per_second: f64,
-    /// How long after its time an event was handed over: the publishers' own share of latency.
+    /// Events that the rate called for and that publishers had no time left for.
+    missed: u64,
+    /// How long after its time a datagram was handed over: the publishers' own share of latency.
     late_us: Option<Quantiles>,
 }
 
@@ -72,7 +61,6 @@ struct ReceivedReport {
     events: u64,
     events_per_second: f64,
     datagrams: u64,
-    events_per_datagram: Option<f64>,
 }
 
 /// Losses by hop: up to the bus in events, from there on in copies, over all subscribers.
@@ -80,49 +68,36 @@ struct ReceivedReport {
 struct Lost {
     by_publishers: u64,
     before_bus: u64,
-    in_bus: Option<Reasons>,
+    in_bus: u64,
+    in_bus_by_reason: Option<Reasons>,
     to_subscribers: u64,
+    unaccounted: i128,
     /// Frames that the bus did not use, whoever sent them.
     dropped_frames: Option<Reasons>,
 }
 
 #[derive(Debug, Serialize)]
-struct LatencyReport {
-    /// What it is measured from: `intended` or, at the most that can be sent, `saturation`.
-    kind: &'static str,
-    samples: u64,
-    sample_every: u64,
-    us: Option<Quantiles>,
-}
-
-#[derive(Debug, Serialize)]
 struct BusReport {
     address: String,
+    copies: Option<u64>,
     cpu_seconds: Option<f64>,
     cpu_ns_per_copy: Option<f64>,
-    copies: Option<u64>,
-    #[serde(flatten)]
-    memory: Option<Memory>,
+    resident_bytes: Option<u64>,
+    resident_bytes_max: Option<u64>,
 }
 
-/// One subscriber's books: what was published is what it received and what was lost.
+/// One subscriber's books. What it received and all its losses, those up to the bus with them,
+/// are the events that were published.
 #[derive(Debug, Serialize)]
-struct SubscriberReport {
+struct Books {
     name: String,
-    published: u64,
     received: u64,
-    datagrams: u64,
-    lost_by_publishers: u64,
-    lost_before_bus: u64,
-    /// By the bus's metrics, or the stamps where they are not known.
+    /// By the bus's metrics, or by the stamps where they are not known.
     lost_in_bus: u64,
     lost_to_subscriber: u64,
     /// What no hop tells of: 0, unless others load the bus, too, or only stamps tell, which say
     /// nothing of what was lost after the last frame that came.
     unaccounted: i128,
-    /// Lost to the subscriber and dropped by the bus, by the stamps alone.
-    told_lost: u64,
-    told_dropped: u64,
     lease_lapses: u64,
 }
 
@@ -132,61 +107,41 @@ impl Findings {
     /// # Errors
     ///
     /// Where there is no memory for a histogram.
-    pub fn report(&self) -> anyhow::Result<Report> {
+    pub fn report(self) -> anyhow::Result<Report> {
+        let late = self.published.iter().map(|published| &published.late);
+        let latency = self.received.iter().map(|(_, received)| &received.latency);
         let subscribers: Vec<_> = (0..self.received.len())
-            .filter_map(|index| self.subscriber(index))
+            .filter_map(|index| self.books(index))
             .collect();
         Ok(Report {
-            workload: self.workload(),
-            published: self.published()?,
+            published: self.published(Times::of_all(late)?.quantiles()),
             received: self.received(),
             lost: self.lost(&subscribers),
-            latency: self.latency()?,
+            latency_us: Times::of_all(latency)?.quantiles(),
             bus: self.bus(),
             subscribers,
+            workload: self.workload,
         })
     }
 
-    fn workload(&self) -> WorkloadReport {
-        WorkloadReport {
-            payload_bytes_min: self.workload.payload.min,
-            payload_bytes_max: self.workload.payload.max,
-            topics: self.workload.topics,
-            publishers: self.workload.publishers,
-            fan_out: self.received.len(),
-            events_per_datagram: self.workload.events_per_datagram,
-            rate_events_per_second: self.workload.rate,
-            duration_seconds: self.workload.duration.as_secs_f64(),
-        }
-    }
-
-    fn published(&self) -> anyhow::Result<PublishedReport> {
-        let mut late = Times::new()?;
-        for publisher in &self.published {
-            late.add(&publisher.late);
-        }
-        let ends = self
-            .published
-            .iter()
-            .map(|publisher| publisher.end_unix_nano);
-        let events = self.sum_published(|publisher| publisher.events);
-        Ok(PublishedReport {
+    fn published(&self, late_us: Option<Quantiles>) -> PublishedReport {
+        let events = self.sum(|published| published.events);
+        let ends = self.published.iter().map(|p| p.end_unix_nano);
+        PublishedReport {
             events,
             events_per_second: float(events) / self.seconds_till(ends.max()),
-            late_us: late.quantiles(),
-        })
+            missed: self.sum(|published| published.missed),
+            late_us,
+        }
     }
 
     fn received(&self) -> ReceivedReport {
-        let sum = |count: fn(&Received) -> u64| self.received.iter().map(|(_, r)| count(r)).sum();
-        let events: u64 = sum(|received| received.events);
-        let datagrams: u64 = sum(|received| received.datagrams);
+        let events = self.received.iter().map(|(_, r)| r.events).sum();
         let ends = self.received.iter().map(|(_, r)| r.end_unix_nano);
         ReceivedReport {
             events,
             events_per_second: float(events) / self.seconds_till(ends.max()),
-            datagrams,
-            events_per_datagram: (datagrams > 0).then(|| float(events) / float(datagrams)),
+            datagrams: self.received.iter().map(|(_, r)| r.datagrams).sum(),
         }
     }
 
@@ -194,111 +149,86 @@ impl Findings {
     fn seconds_till(&self, end_unix_nano: Option<u64>) -> f64 {
         let end = end_unix_nano.unwrap_or_default();
         let taken = end.saturating_sub(self.start_unix_nano);
-        float(taken.max(nanos(self.workload.duration))) / 1e9
+        float(taken.max(nanos(self.workload.duration()))) / 1e9
     }
 
-    fn sum_published(&self, count: fn(&Published) -> u64) -> u64 {
+    /// Over all publishers.
+    fn sum(&self, count: fn(&Published) -> u64) -> u64 {
         self.published.iter().map(count).sum()
     }
 
-    fn egress(&self, index: usize) -> Option<&Egress> {
-        self.counts.as_ref()?.egress.get(index)?.as_ref()
+    /// Events that the publishers' kernel took and that the bus did not get.
+    fn lost_before_bus(&self) -> u64 {
+        let sent = self.sum(|published| published.events - published.dropped);
+        sent.saturating_sub(self.sum(|published| published.bus_received))
     }
 
-    fn subscriber(&self, index: usize) -> Option<SubscriberReport> {
+    fn books(&self, index: usize) -> Option<Books> {
         let (name, received) = self.received.get(index)?;
-        let published = self.sum_published(|publisher| publisher.events);
-        let by_publishers = self.sum_published(|publisher| publisher.dropped);
-        let reached = self.sum_published(|publisher| publisher.bus_received);
-        let before_bus = published
-            .saturating_sub(by_publishers)
-            .saturating_sub(reached);
-        let (in_bus, to_subscriber) = match (&self.counts, self.egress(index)) {
-            (Some(counts), Some(egress)) => (
-                counts.not_routed.values().sum::<u64>() + egress.dropped.values().sum::<u64>(),
-                egress.sent.saturating_sub(received.events),
-            ),
-            _ => (received.dropped_by_bus, received.lost),
+        let counts = self.counts.as_ref();
+        let by_metrics = counts.and_then(|counts| counts.of_subscriber(index));
+        let (lost_in_bus, lost_to_subscriber) = match by_metrics {
+            Some((dropped, sent)) => (dropped.values().sum(), sent.saturating_sub(received.events)),
+            None => (received.dropped_by_bus, received.lost),
         };
         let told = [
-            by_publishers,
-            before_bus,
-            in_bus,
-            to_subscriber,
+            self.sum(|published| published.dropped),
+            self.lost_before_bus(),
+            lost_in_bus,
+            lost_to_subscriber,
             received.events,
         ];
-        Some(SubscriberReport {
+        let published = i128::from(self.sum(|published| published.events));
+        Some(Books {
             name: name.clone(),
-            published,
             received: received.events,
-            datagrams: received.datagrams,
-            lost_by_publishers: by_publishers,
-            lost_before_bus: before_bus,
-            lost_in_bus: in_bus,
-            lost_to_subscriber: to_subscriber,
-            unaccounted: i128::from(published) - told.map(i128::from).iter().sum::<i128>(),
-            told_lost: received.lost,
-            told_dropped: received.dropped_by_bus,
+            lost_in_bus,
+            lost_to_subscriber,
+            unaccounted: published - told.map(i128::from).iter().sum::<i128>(),
             lease_lapses: received.lapses,
         })
     }
 
-    fn lost(&self, subscribers: &[SubscriberReport]) -> Lost {
-        let first = subscribers.first();
+    fn lost(&self, subscribers: &[Books]) -> Lost {
+        let counts = self.counts.as_ref();
         Lost {
-            by_publishers: first.map_or(0, |books| books.lost_by_publishers),
-            before_bus: first.map_or(0, |books| books.lost_before_bus),
-            in_bus: self.counts.as_ref().map(lost_in_bus),
-            to_subscribers: subscribers
-                .iter()
-                .map(|books| books.lost_to_subscriber)
-                .sum(),
-            dropped_frames: self
-                .counts
-                .as_ref()
-                .map(|counts| counts.dropped_frames.clone()),
+            by_publishers: self.sum(|published| published.dropped),
+            before_bus: self.lost_before_bus(),
+            in_bus: subscribers.iter().map(|books| books.lost_in_bus).sum(),
+            in_bus_by_reason: counts.map(|counts| self.lost_by_reason(counts)),
+            to_subscribers: subscribers.iter().map(|b| b.lost_to_subscriber).sum(),
+            unaccounted: subscribers.iter().map(|books| books.unaccounted).sum(),
+            dropped_frames: counts.map(|counts| counts.dropped_frames.clone()),
         }
     }
 
-    fn latency(&self) -> anyhow::Result<LatencyReport> {
-        let mut times = Times::new()?;
-        for (_, received) in &self.received {
-            times.add(&received.latency);
+    fn lost_by_reason(&self, counts: &Counts) -> Reasons {
+        let mut reasons = Reasons::new();
+        for index in 0..self.received.len() {
+            let (dropped, _) = counts.of_subscriber(index).unwrap_or_default();
+            for (reason, count) in dropped {
+                *reasons.entry(reason).or_default() += count;
+            }
         }
-        Ok(LatencyReport {
-            kind: self.workload.rate.map_or("saturation", |_| "intended"),
-            samples: times.len(),
-            sample_every: self.sample_every,
-            us: times.quantiles(),
-        })
+        reasons.retain(|_, count| *count > 0);
+        reasons
     }
 
     fn bus(&self) -> BusReport {
         let copies = self.counts.as_ref().map(|counts| counts.copies);
-        let per_copy = |cpu_ns, copies: Option<u64>| {
-            let copies = copies.filter(|copies| *copies > 0)?;
-            Some(float(cpu_ns) / float(copies))
-        };
+        let per_copy = |(cpu_ns, copies)| float(cpu_ns) / float(copies);
         BusReport {
             address: self.bus.clone(),
-            cpu_seconds: self.cpu_ns.map(|ns| float(ns) / 1e9),
-            cpu_ns_per_copy: self.cpu_ns.and_then(|ns| per_copy(ns, copies)),
             copies,
-            memory: self.memory,
+            cpu_seconds: self.cpu_ns.map(|ns| float(ns) / 1e9),
+            cpu_ns_per_copy: self
+                .cpu_ns
+                .zip(copies.filter(|copies| *copies > 0))
+                .map(per_copy),
+            resident_bytes: self.memory.map(|memory| memory.resident_bytes),
+            resident_bytes_max: self.memory.map(|memory| memory.resident_bytes_max),
         }
     }
-}
-
-/// Copies lost in the bus by reason; an event that was not routed is lost to every subscriber.
-fn lost_in_bus(counts: &Counts) -> Reasons {
-    let mut reasons = Reasons::new();
-    for egress in &counts.egress {
-        let dropped = egress.iter().flat_map(|egress| &egress.dropped);
-        for (reason, count) in counts.not_routed.iter().chain(dropped) {
-            *reasons.entry(reason.clone()).or_default() += count;
-        }
-    }
-    reasons
 }
 
 /// Exact up to 2^53.
@@ -307,77 +237,39 @@ fn float(count: u64) -> f64 {
     count as f64
 }
 
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}", self.workload)?;
-        writeln!(f, "bus at {}\n", self.bus.address)?;
-        self.fmt_flow(f)?;
-        self.fmt_losses(f)?;
-        self.fmt_latency(f)?;
-        self.fmt_bus(f)
+impl Report {
+    /// Says so where the publishers could not keep the rate.
+    ///
+    /// # Errors
+    ///
+    /// Then.
+    pub fn check_rate(&self) -> anyhow::Result<()> {
+        ensure!(
+            self.published.missed == 0,
+            "the rate is more than could be sent: {} events of {} were not",
+            Grouped(self.published.missed),
+            Grouped(self.published.missed + self.published.events),
+        );
+        Ok(())
     }
-}
 
-impl fmt::Display for WorkloadReport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    fn fmt_flow(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
-            payload_bytes_min: min,
-            payload_bytes_max: max,
+            published,
+            received,
             ..
         } = self;
-        match min == max {
-            true => write!(f, "payload {min} B")?,
-            false => write!(f, "payload {min}-{max} B")?,
-        }
-        write!(
-            f,
-            ", topics {}, publishers {}, fan-out {}, events per datagram {}, for {} s, ",
-            self.topics,
-            self.publishers,
-            self.fan_out,
-            self.events_per_datagram,
-            self.duration_seconds
-        )?;
-        match self.rate_events_per_second {
-            Some(rate) => write!(f, "at {rate} events/s"),
-            None => write!(f, "as many as can be"),
-        }
-    }
-}
-
-impl Report {
-    fn fmt_flow(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let published = &self.published;
         line(f, "published", published.events, "events")?;
-        writeln!(f, "  {:>14}/s", Grouped::rate(published.events_per_second))?;
-        line(f, "received", self.received.events, "events")?;
-        write!(
-            f,
-            "  {:>14}/s",
-            Grouped::rate(self.received.events_per_second)
-        )?;
-        match self.received.events_per_datagram {
-            Some(events) => writeln!(f, "  {events:.1} in a datagram")?,
-            None => writeln!(f)?,
+        writeln!(f, "{:>14}/s", Grouped::rate(published.events_per_second))?;
+        line(f, "received", received.events, "events")?;
+        write!(f, "{:>14}/s", Grouped::rate(received.events_per_second))?;
+        match received.datagrams {
+            0 => writeln!(f),
+            datagrams => {
+                let events = float(received.events) / float(datagrams);
+                writeln!(f, ", {events:.1} in a datagram")
+            }
         }
-        match self.shortfall() {
-            Some(rate) => writeln!(
-                f,
-                "fell short: offered {} events/s, achieved {}",
-                Grouped::rate(rate),
-                Grouped::rate(published.events_per_second)
-            ),
-            None => Ok(()),
-        }
-    }
-
-    /// The rate that was wanted, where the publishers did not keep it.
-    fn shortfall(&self) -> Option<f64> {
-        /// What counts as kept: the last datagram may make it a little more or less.
-        const KEPT: f64 = 0.99;
-        let rate = self.workload.rate_events_per_second?;
-        let wanted = rate * self.workload.duration_seconds;
-        (float(self.published.events) < KEPT * wanted).then_some(rate)
     }
 
     fn fmt_losses(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -385,40 +277,26 @@ impl Report {
         writeln!(f, "\nlost")?;
         line(f, "  by publishers", lost.by_publishers, "events\n")?;
         line(f, "  before the bus", lost.before_bus, "events\n")?;
-        let nonzero = |reasons: &Option<Reasons>| {
-            let all = reasons.clone().unwrap_or_default();
-            all.into_iter().filter(|(_, count)| *count > 0)
-        };
-        for (reason, count) in nonzero(&lost.dropped_frames) {
-            line(f, &format!("    {reason}"), count, "frames\n")?;
+        for (reason, count) in lost.dropped_frames.iter().flatten() {
+            line(f, &format!("    {reason}"), *count, "frames\n")?;
         }
-        match &lost.in_bus {
-            Some(reasons) => line(f, "  in the bus", reasons.values().sum(), "copies\n")?,
-            None => {
-                let told = self.subscribers.iter().map(|books| books.told_dropped);
-                line(f, "  in the bus", told.sum(), "copies, by stamps\n")?;
-            }
-        }
-        for (reason, count) in nonzero(&lost.in_bus) {
-            line(f, &format!("    {reason}"), count, "copies\n")?;
+        line(f, "  in the bus", lost.in_bus, "copies\n")?;
+        for (reason, count) in lost.in_bus_by_reason.iter().flatten() {
+            line(f, &format!("    {reason}"), *count, "copies\n")?;
         }
         line(f, "  to subscribers", lost.to_subscribers, "copies\n")?;
-        let unaccounted: i128 = self.subscribers.iter().map(|books| books.unaccounted).sum();
-        match unaccounted {
+        match lost.unaccounted {
             0 => Ok(()),
             copies => writeln!(f, "  no hop tells of {copies} copies"),
         }
     }
 
     fn fmt_latency(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let head = ["50 %", "90 %", "99 %", "99.9 %", "most"];
+        let heads = ["50 %", "90 %", "99 %", "99.9 %", "most"];
         write!(f, "\n{:<16}", "µs")?;
-        head.iter().try_for_each(|name| write!(f, "{name:>12}"))?;
+        heads.iter().try_for_each(|head| write!(f, "{head:>12}"))?;
         writeln!(f)?;
-        match self.latency.kind {
-            "saturation" => quantiles(f, "at saturation", self.latency.us)?,
-            _ => quantiles(f, "latency", self.latency.us)?,
-        }
+        quantiles(f, "latency", self.latency_us)?;
         match self.published.late_us {
             None => Ok(()),
             late => quantiles(f, "of it sent late", late),
@@ -427,24 +305,34 @@ impl Report {
 
     fn fmt_bus(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const MIB: f64 = 1_048_576.0;
-        let (Some(cpu), Some(memory)) = (self.bus.cpu_seconds, self.bus.memory) else {
+        let Some(cpu) = self.bus.cpu_seconds else {
             return Ok(());
         };
         write!(f, "\nbus: {cpu:.3} s of CPU")?;
         if let Some(ns) = self.bus.cpu_ns_per_copy {
             write!(f, ", {ns:.1} ns a copy")?;
         }
-        writeln!(
-            f,
-            "; {:.1} MiB resident, {:.1} at most",
-            float(memory.resident_bytes) / MIB,
-            float(memory.resident_bytes_max) / MIB
-        )
+        if let (Some(now), Some(most)) = (self.bus.resident_bytes, self.bus.resident_bytes_max) {
+            let (now, most) = (float(now) / MIB, float(most) / MIB);
+            write!(f, "; {now:.1} MiB resident, {most:.1} at most")?;
+        }
+        writeln!(f)
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.bus.address)?;
+        writeln!(f, "{}\n", self.workload)?;
+        self.fmt_flow(f)?;
+        self.fmt_losses(f)?;
+        self.fmt_latency(f)?;
+        self.fmt_bus(f)
     }
 }
 
 fn line(f: &mut fmt::Formatter<'_>, name: &str, count: u64, unit: &str) -> fmt::Result {
-    write!(f, "{name:<20}{:>16} {unit}", Grouped(count))
+    write!(f, "{name:<18}{:>15} {unit}", Grouped(count))
 }
 
 fn quantiles(f: &mut fmt::Formatter<'_>, name: &str, quantiles: Option<Quantiles>) -> fmt::Result {
@@ -489,18 +377,15 @@ impl fmt::Display for Grouped {
 #[cfg(test)]
 mod tests {
     use super::super::latency;
-    use super::super::workload::Payload;
+    use super::super::target::{Egress, reasons};
+    use super::super::workload::example;
     use super::*;
-    use std::time::Duration;
-
-    fn reasons(reason: &str, count: u64) -> Reasons {
-        Reasons::from([(reason.to_owned(), count)])
-    }
 
     fn findings() -> Findings {
         let publisher = |events, dropped, bus_received| Published {
             events,
             dropped,
+            missed: 400,
             bus_received,
             end_unix_nano: 2_000_000_000,
             late: latency::Counts::default(),
@@ -514,21 +399,15 @@ mod tests {
             end_unix_nano: 2_000_000_000,
             latency: latency::Counts::default(),
         };
-        let egress = |sent| {
-            Some(Egress {
-                sent,
-                dropped: reasons("would_block", 5),
-            })
-        };
+        let egress = Some(Egress {
+            sent: 1_168,
+            dropped: reasons(&[("would_block", 5)]),
+        });
         Findings {
             workload: Workload {
-                prefix: String::new(),
-                topics: 1,
-                payload: Payload { min: 1, max: 2 },
-                events_per_datagram: 1,
                 publishers: 2,
-                rate: Some(2_000.0),
-                duration: Duration::from_secs(1),
+                events_per_second: Some(2_000.0),
+                ..example()
             },
             bus: "udp://127.0.0.1:7277".to_owned(),
             start_unix_nano: 0,
@@ -537,12 +416,11 @@ mod tests {
                 ("a".to_owned(), subscriber(1_100, 50)),
                 ("b".to_owned(), subscriber(1_168, 0)),
             ],
-            sample_every: 1,
             counts: Some(Counts {
                 copies: 2_346,
-                dropped_frames: reasons("kernel_buffer", 10),
-                not_routed: reasons("rate_limit", 7),
-                egress: vec![egress(1_168), egress(1_168)],
+                dropped_frames: reasons(&[("kernel_buffer", 10)]),
+                not_routed: reasons(&[("rate_limit", 7), ("unmatched", 0)]),
+                egress: vec![egress.clone(), egress],
             }),
             cpu_ns: Some(2_346_000),
             memory: None,
@@ -558,12 +436,11 @@ mod tests {
             .map(|b| (b.lost_in_bus, b.lost_to_subscriber, b.unaccounted))
             .collect();
         assert_eq!(books, [(12, 68, 0), (12, 0, 0)]);
-        assert_eq!(
-            (report.lost.by_publishers, report.lost.before_bus),
-            (10, 10)
-        );
-        let in_bus = report.lost.in_bus.unwrap();
-        assert_eq!((in_bus["rate_limit"], in_bus["would_block"]), (14, 10));
+        let lost = report.lost;
+        assert_eq!((lost.by_publishers, lost.before_bus), (10, 10));
+        assert_eq!((lost.in_bus, lost.to_subscribers), (24, 68));
+        let by_reason = reasons(&[("rate_limit", 14), ("would_block", 10)]);
+        assert_eq!(lost.in_bus_by_reason, Some(by_reason));
         assert_eq!(report.bus.cpu_ns_per_copy, Some(1_000.0));
         assert_eq!(report.published.events_per_second, 600.0);
     }
@@ -576,18 +453,38 @@ mod tests {
         let books = &report.subscribers[0];
         assert_eq!((books.lost_in_bus, books.lost_to_subscriber), (3, 50));
         assert_eq!(books.unaccounted, 1_180 - 3 - 50 - 1_100);
+        assert_eq!(report.lost.in_bus_by_reason, None);
         assert_eq!(report.bus.cpu_ns_per_copy, None);
     }
 
     #[test]
-    fn a_table_says_what_fell_short() {
-        let table = findings().report().unwrap().to_string();
-        assert!(
-            table.contains("offered 2,000 events/s, achieved 600"),
-            "{table}"
-        );
+    fn what_was_not_sent_is_an_error() {
+        let report = findings().report().unwrap();
+        let error = report.check_rate().unwrap_err().to_string();
+        assert!(error.contains("800 events of 2,000"), "{error}");
+    }
+
+    #[test]
+    fn a_table_fits_a_terminal_whatever_the_figures() {
+        let mut findings = findings();
+        findings.workload = Workload {
+            topics: 100_000,
+            payload_bytes: "10000-60000".parse().unwrap(),
+            events_per_datagram: 2_000,
+            publishers: 64,
+            fan_out: 256,
+            events_per_second: Some(999_999_999.0),
+            duration_seconds: 3_599.25,
+            ..example()
+        };
+        findings.published[0].events = 90_000_000_000;
+        findings.received[0].1.events = 90_000_000_000;
+        let table = findings.report().unwrap().to_string();
         assert!(table.contains("kernel_buffer"), "{table}");
-        assert!(!table.contains("no hop tells"), "{table}");
+        assert!(table.contains("no hop tells"), "{table}");
+        for line in table.lines() {
+            assert!(line.chars().count() <= 80, "{line}");
+        }
     }
 
     #[test]

@@ -7,7 +7,6 @@ use std::net::{TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use serde::Serialize;
 
 use super::PATIENCE;
 
@@ -121,6 +120,17 @@ impl Counts {
         }
     }
 
+    /// The copies for a subscriber that were dropped, and how many were sent, if it has a series
+    /// of its own. An event that was not routed is lost to every subscriber.
+    pub fn of_subscriber(&self, index: usize) -> Option<(Reasons, u64)> {
+        let egress = self.egress.get(index)?.as_ref()?;
+        let mut dropped = self.not_routed.clone();
+        for (reason, count) in &egress.dropped {
+            *dropped.entry(reason.clone()).or_default() += count;
+        }
+        Some((dropped, egress.sent))
+    }
+
     /// What was counted since. Subscribers of a bench are new to the bus.
     #[must_use]
     pub fn since(mut self, before: &Self) -> Self {
@@ -131,10 +141,12 @@ impl Counts {
     }
 }
 
+/// What has not grown is left out.
 fn subtract(counts: &mut Reasons, before: &Reasons) {
-    for (reason, count) in counts {
+    for (reason, count) in counts.iter_mut() {
         *count = count.saturating_sub(before.get(reason).copied().unwrap_or_default());
     }
+    counts.retain(|_, count| *count > 0);
 }
 
 /// A bus's admin listener.
@@ -180,7 +192,7 @@ impl Admin {
 }
 
 /// A process's memory, in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug)]
 pub struct Memory {
     /// Resident now.
     pub resident_bytes: u64,
@@ -216,6 +228,13 @@ pub fn memory(process: u32) -> Option<Memory> {
     })
 }
 
+/// Counts by reason, written down.
+#[cfg(test)]
+pub fn reasons(pairs: &[(&str, u64)]) -> Reasons {
+    let own = |(reason, count): &(&str, u64)| ((*reason).to_owned(), *count);
+    pairs.iter().map(own).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -233,11 +252,6 @@ hailmary_egress_dropped_events_total{reason=\"refused\",subscriber=\"ab\"} 2
 hailmary_event_age_seconds_sum 0.25
 process_cpu_seconds_total 9
 ";
-
-    fn reasons(pairs: &[(&str, u64)]) -> Reasons {
-        let own = |(reason, count): &(&str, u64)| ((*reason).to_owned(), *count);
-        pairs.iter().map(own).collect()
-    }
 
     #[test]
     fn metrics_become_counts() {
@@ -260,7 +274,10 @@ process_cpu_seconds_total 9
         let since = counts.since(&before);
         assert_eq!(since.copies, 20);
         assert_eq!(since.dropped_frames, reasons(&[("kernel_buffer", 1)]));
-        assert_eq!(since.not_routed.values().sum::<u64>(), 0);
+        assert_eq!(since.not_routed, Reasons::new());
+        let dropped = reasons(&[("refused", 3)]);
+        assert_eq!(since.of_subscriber(1), Some((dropped, 20)));
+        assert_eq!(since.of_subscriber(2), None);
     }
 
     #[cfg(target_os = "linux")]

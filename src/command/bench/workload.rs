@@ -1,7 +1,6 @@
 //! What is published: sizes, topics, rate and time, checked against what a datagram holds.
 
 use std::fmt;
-use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -10,7 +9,7 @@ use hailmary_proto::write::{
 };
 use serde::{Deserialize, Serialize};
 
-/// Topics at most: their numbers have five digits.
+/// Topics at most: far more than a bus remembers the subscribers of.
 pub const TOPICS_MAX: u32 = 100_000;
 
 /// Publishers at most: more than any machine has cores to run them.
@@ -27,9 +26,6 @@ pub const DURATION_S_MIN: f64 = 0.01;
 
 /// The longest run, in seconds.
 pub const DURATION_S_MAX: f64 = 3_600.0;
-
-/// Digits of a topic's number.
-pub const NUMBER_DIGITS: usize = 5;
 
 /// Sizes of payloads, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,51 +71,48 @@ impl fmt::Display for Payload {
     }
 }
 
-/// What all publishers do together.
+/// What all publishers and subscribers do together.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Workload {
     /// What is common to the run's topics, and to no other's.
-    pub prefix: String,
+    pub topic_prefix: String,
     /// How many topics take turns.
     pub topics: u32,
     /// How large payloads are.
-    pub payload: Payload,
+    pub payload_bytes: Payload,
     /// How many events are in a datagram.
     pub events_per_datagram: u32,
     /// How many publishers share the rate.
     pub publishers: u32,
+    /// How many subscribers get every event.
+    pub fan_out: u32,
     /// Events a second of all publishers together. `None`: as many as they can.
-    pub rate: Option<f64>,
+    pub events_per_second: Option<f64>,
     /// How long it lasts.
-    pub duration: Duration,
+    pub duration_seconds: f64,
 }
 
 impl Workload {
-    /// A prefix for topics: with its number a topic has 18 bytes.
-    pub fn prefix(run: &str) -> String {
-        format!("bench.{run}.")
-    }
-
     /// A topic by its number.
     pub fn topic(&self, number: u32) -> String {
-        format!("{}{number:0NUMBER_DIGITS$}", self.prefix)
+        format!("{}.{number}", self.topic_prefix)
     }
 
     /// The pattern of all topics.
     pub fn pattern(&self) -> String {
-        format!("{}>", self.prefix)
+        format!("{}.>", self.topic_prefix)
     }
 
-    /// The numbers of topics.
-    pub fn topic_numbers(&self) -> RangeInclusive<u32> {
-        0..=self.topics.saturating_sub(1)
+    /// How long it lasts.
+    pub fn duration(&self) -> Duration {
+        Duration::try_from_secs_f64(self.duration_seconds).unwrap_or(Duration::MAX)
     }
 
     /// Bytes of the largest datagram.
     pub fn datagram_bytes_max(&self) -> usize {
         let event = event_bytes(&EventParts {
-            topic: &self.topic(0),
-            payload: &vec![0; self.payload.max],
+            topic: &self.topic(self.topics.saturating_sub(1)),
+            payload: &vec![0; self.payload_bytes.max],
             time_unix_nano: u64::MAX,
             ..EventParts::default()
         });
@@ -133,9 +126,43 @@ impl Workload {
             bytes => Err(format!(
                 "--payload {} with --events-per-datagram {} makes datagrams of {bytes} bytes: \
                  the most is {DATAGRAM_BYTES_MAX}",
-                self.payload, self.events_per_datagram
+                self.payload_bytes, self.events_per_datagram
             )),
         }
+    }
+}
+
+impl fmt::Display for Workload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "topics {}, payload {} B, events per datagram {}",
+            self.topics, self.payload_bytes, self.events_per_datagram
+        )?;
+        write!(
+            f,
+            "publishers {}, fan-out {}, for {} s, ",
+            self.publishers, self.fan_out, self.duration_seconds
+        )?;
+        match self.events_per_second {
+            Some(rate) => write!(f, "at {rate} events/s"),
+            None => write!(f, "as many as can be"),
+        }
+    }
+}
+
+/// One event a datagram from one publisher to one subscriber, for a second.
+#[cfg(test)]
+pub fn example() -> Workload {
+    Workload {
+        topic_prefix: "bench.0a1b2c".to_owned(),
+        topics: 1,
+        payload_bytes: Payload { min: 0, max: 0 },
+        events_per_datagram: 1,
+        publishers: 1,
+        fan_out: 1,
+        events_per_second: None,
+        duration_seconds: 1.0,
     }
 }
 
@@ -167,16 +194,9 @@ mod tests {
 
     #[test]
     fn a_datagram_too_large_is_told() {
-        let mut workload = Workload {
-            prefix: Workload::prefix("0a1b2c"),
-            topics: 1,
-            payload: Payload { min: 0, max: 128 },
-            events_per_datagram: 400,
-            publishers: 1,
-            rate: None,
-            duration: Duration::from_secs(1),
-        };
-        assert_eq!(workload.topic(7), "bench.0a1b2c.00007");
+        let mut workload = example();
+        workload.payload_bytes = Payload { min: 0, max: 128 };
+        workload.events_per_datagram = 400;
         assert!(workload.datagram_bytes_max() <= DATAGRAM_BYTES_MAX);
         assert_eq!(workload.check(), Ok(()));
         workload.events_per_datagram = 410;
