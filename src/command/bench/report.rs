@@ -246,7 +246,7 @@ impl Report {
     pub fn check_rate(&self) -> anyhow::Result<()> {
         ensure!(
             self.published.missed == 0,
-            "the rate is more than could be sent: {} events of {} were not",
+            "the rate is more than the publishers could send: {} of {} events were left",
             Grouped(self.published.missed),
             Grouped(self.published.missed + self.published.events),
         );
@@ -461,7 +461,7 @@ mod tests {
     fn what_was_not_sent_is_an_error() {
         let report = findings().report().unwrap();
         let error = report.check_rate().unwrap_err().to_string();
-        assert!(error.contains("800 events of 2,000"), "{error}");
+        assert!(error.contains("800 of 2,000 events"), "{error}");
     }
 
     #[test]
