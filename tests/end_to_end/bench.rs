@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 
 use serde_json::Value;
 
-use super::support::{Serving, hailmary, sum, wait_until};
+use super::support::{Serving, hailmary, sum, value, wait_until};
 
 /// A bench whose temporary files, and by that its processes, are told from all others.
 fn bench(directory: &Path, arguments: &[&str]) -> Command {
@@ -37,8 +37,8 @@ fn report(arguments: &[&str]) -> Value {
     report
 }
 
-fn count(value: &Value) -> u64 {
-    value.as_u64().unwrap_or_else(|| panic!("{value}"))
+fn count(figure: &Value) -> u64 {
+    figure.as_u64().unwrap_or_else(|| panic!("{figure}"))
 }
 
 /// What was published is, for every subscriber, what it received and what was lost by hop.
@@ -147,7 +147,7 @@ fn a_running_bus_is_loaded_and_asked() {
     let lost = count(&blind["lost"]["before_bus"]) + count(&asking["lost"]["before_bus"]);
     let page = bus.wait_for_metric("ingress_events_total", 600 - lost);
     assert_eq!(sum(&page, "ingress_events_total"), 600 - lost);
-    bus.wait_for_metric("leases", 0);
+    bus.wait_for("/metrics", |page| value(page, "leases") == 0);
 }
 
 #[test]

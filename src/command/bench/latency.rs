@@ -38,17 +38,17 @@ impl Times {
         Ok(Self(Histogram::new_with_bounds(1, NS_MAX, DIGITS)?))
     }
 
-    /// Counts one.
+    /// Counts a time as often as it was seen.
     #[inline]
-    pub fn record(&mut self, ns: u64) {
-        self.0.saturating_record(ns);
+    pub fn record(&mut self, ns: u64, count: u64) {
+        self.0.saturating_record_n(ns, count);
     }
 
     /// All that several processes counted.
     pub fn of_all<'a>(all: impl Iterator<Item = &'a Counts>) -> anyhow::Result<Self> {
         let mut times = Self::new()?;
         for (ns, count) in all.flat_map(|counts| &counts.0) {
-            times.0.saturating_record_n(*ns, *count);
+            times.record(*ns, *count);
         }
         Ok(times)
     }
@@ -91,9 +91,9 @@ mod tests {
     #[test]
     fn times_pass_through_their_counts() {
         let mut times = Times::new().unwrap();
-        (1..=1_000).for_each(|us| times.record(us * 1_000));
-        times.record(u64::MAX);
-        times.record(0);
+        (1..=1_000).for_each(|us| times.record(us * 1_000, 1));
+        times.record(u64::MAX, 1);
+        times.record(0, 1);
         let merged = Times::of_all([times.counts(), times.counts()].iter()).unwrap();
         assert_eq!(merged.0.len(), 2 * times.0.len());
         let quantiles = merged.quantiles().unwrap();

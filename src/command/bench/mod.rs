@@ -68,8 +68,8 @@ enum Over {
 /// of their own; all end with the bench. Topics are the bench's own (`bench.RUN.NUMBER`), so
 /// nobody else's subscribers get its events unless they want all there are.
 ///
-/// Latency is from the time at which an event was to be sent to its arrival in the subscriber,
-/// by the wall clock of one machine. At most rate (no --rate) it is that of full buffers.
+/// Latency is from the time at which an event was to be sent to its arrival in the subscriber;
+/// without --rate it is that of full buffers.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -78,7 +78,8 @@ Examples:
   hailmary bench --payload 64-1024 --topics 1000 --events-per-datagram 9 --json
   hailmary bench --against 10.0.0.5:7277 --admin 10.0.0.5:7278 --rate 10000
 
-Exit status: 0 done, however much was lost; 1 failed, or could not send at the rate; 2 wrong usage; 78 bad configuration.")]
+Exit status: 0 done, however much was lost; 1 failed, or could not send at the rate;
+2 wrong usage; 78 bad configuration.")]
 pub struct Bench {
     /// Bytes of a payload, or the spread of them.
     #[arg(long, value_name = "BYTES|MIN-MAX", default_value = "128")]
@@ -115,16 +116,9 @@ pub struct Bench {
     /// Configuration of the bench's own bus; where it listens is left out of account.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// How long the bench's own bus waits for a fuller batch, in µs: `loop.linger_us`.
-    #[arg(long, value_name = "MICROSECONDS")]
-    linger_us: Option<u32>,
-    /// Data threads of the bench's own bus: `loop.workers`.
-    #[arg(long, value_name = "N")]
-    workers: Option<u32>,
     /// Load this running bus: HOST:PORT, udp://HOST:PORT or unix:///PATH. Its events count among
     /// its own, and its CPU is not known.
-    #[arg(long, value_name = "ADDR",
-          conflicts_with_all = ["over", "config", "linger_us", "workers"])]
+    #[arg(long, value_name = "ADDR", conflicts_with_all = ["over", "config"])]
     against: Option<Address>,
     /// The running bus's admin, HOST:PORT, to have the loss in the bus from its metrics.
     #[arg(long, value_name = "ADDR", requires = "against")]
@@ -176,13 +170,6 @@ impl Bench {
             Some(directory) => (Vec::new(), vec![Spanned::new(0..0, directory.socket())]),
         };
         config.listen.admin = any_port();
-        if let Some(linger_us) = self.linger_us {
-            config.r#loop.linger_us = Spanned::new(0..0, linger_us);
-        }
-        if let Some(workers) = self.workers {
-            config.r#loop.workers = Spanned::new(0..0, workers);
-        }
-        config.check("command line", "")?;
         Ok(config)
     }
 }

@@ -115,7 +115,7 @@ impl<'a> Publisher<'a> {
             if now > stop {
                 return (schedule.datagrams() - number) * self.events_per_datagram();
             }
-            self.late.record(now - due);
+            self.late.record(now - due, 1);
             // Counted by the client.
             let _ = self.send(due);
         }

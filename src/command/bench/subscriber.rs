@@ -82,15 +82,17 @@ struct Taking {
 impl Taking {
     /// Takes the next datagram, if one comes in time.
     fn take(&mut self, wait: Duration) -> anyhow::Result<bool> {
-        let Self {
-            latency,
-            end_unix_nano,
-            ..
-        } = self;
+        let (latency, end_unix_nano) = (&mut self.latency, &mut self.end_unix_nano);
         let taken = self.subscriber.recv_frame(wait, |frame| {
             *end_unix_nano = unix_nano();
-            for event in frame.events() {
-                latency.record(end_unix_nano.saturating_sub(event.time_unix_nano()));
+            let mut times = frame.events().map(|e| e.time_unix_nano()).peekable();
+            while let Some(time) = times.next() {
+                // What was published in one datagram has one time, and is counted at once.
+                let mut events = 1;
+                while times.next_if_eq(&time).is_some() {
+                    events += 1;
+                }
+                latency.record(end_unix_nano.saturating_sub(time), events);
             }
         })?;
         self.datagrams += u64::from(taken.is_some());

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 /// Topics at most: far more than a bus remembers the subscribers of.
 pub const TOPICS_MAX: u32 = 100_000;
 
-/// Publishers at most: more than any machine has cores to run them.
+/// Publishers at most: each is a process, and a few load any bus.
 pub const PUBLISHERS_MAX: u32 = 64;
 
 /// Subscribers at most: so many names by lease have a series of their own in the metrics.
