@@ -221,12 +221,17 @@ fn a_rate_that_cannot_be_kept_is_told_with_what_could() {
     assert_books(&report);
 }
 
+const NO_BENCH_TOPICS: &str = "\
+[access]
+publish = [{ from = [\"127.0.0.1\"], topics = [\"search.>\"] }]
+";
+
 #[test]
 fn the_configuration_is_the_bus_s() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("bus.toml");
     let file = path.to_str().unwrap();
-    fs::write(&path, "[access]\npublish = []\n").unwrap();
+    fs::write(&path, NO_BENCH_TOPICS).unwrap();
     let report = report(&["--config", file, "--duration=0.1", "--rate=1000"]);
     assert_eq!(report["lost"]["in_bus_by_reason"]["not_allowed"], 100);
     assert_eq!(report["received"]["events"], 0);

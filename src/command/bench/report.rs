@@ -276,7 +276,7 @@ impl Report {
         let lost = &self.lost;
         writeln!(f, "\nlost")?;
         line(f, "  by publishers", lost.by_publishers, "events\n")?;
-        line(f, "  before the bus", lost.before_bus, "events\n")?;
+        line(f, "  up to the bus", lost.before_bus, "events\n")?;
         for (reason, count) in lost.dropped_frames.iter().flatten() {
             line(f, &format!("    {reason}"), *count, "frames\n")?;
         }
@@ -479,6 +479,7 @@ mod tests {
         };
         findings.published[0].events = 90_000_000_000;
         findings.received[0].1.events = 90_000_000_000;
+        findings.received[0].1.datagrams = 45_000_000;
         let table = findings.report().unwrap().to_string();
         assert!(table.contains("kernel_buffer"), "{table}");
         assert!(table.contains("no hop tells"), "{table}");

@@ -199,7 +199,7 @@ mod tests {
         workload.events_per_datagram = 400;
         assert!(workload.datagram_bytes_max() <= DATAGRAM_BYTES_MAX);
         assert_eq!(workload.check(), Ok(()));
-        workload.events_per_datagram = 410;
+        workload.events_per_datagram = 420;
         assert!(workload.check().unwrap_err().contains("65507"));
     }
 }
