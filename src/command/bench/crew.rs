@@ -117,16 +117,17 @@ impl Crew {
     ) {
         let sender = self.sender.clone();
         std::thread::spawn(move || {
-            let mut last = String::new();
+            let mut last = "it said nothing".to_owned();
             for line in BufReader::new(output).lines().map_while(Result::ok) {
-                if let Some(message) = read(&line) {
-                    let is_result = matches!(message, Message::Published(_) | Message::Received(_));
-                    // Nobody listens any more where this fails.
-                    if sender.send((id, message)).is_err() || is_result {
-                        return;
-                    }
+                let Some(message) = read(&line) else {
+                    last = line;
+                    continue;
+                };
+                let is_result = matches!(message, Message::Published(_) | Message::Received(_));
+                // Nobody listens any more where this fails.
+                if sender.send((id, message)).is_err() || is_result {
+                    return;
                 }
-                last = line;
             }
             let _ = sender.send((id, Message::Ended(last)));
         });
@@ -142,7 +143,7 @@ impl Crew {
             ensure!(!self.stop.load(Ordering::Relaxed), "interrupted");
             match self.messages.recv_timeout(LOOK_UP_EVERY) {
                 Ok((id, Message::Failed(why))) => bail!("{}: {why}", self.name(id)),
-                Ok((id, Message::Ended(last))) => bail!("{} ended early. {last}", self.name(id)),
+                Ok((id, Message::Ended(last))) => bail!("{} ended early: {last}", self.name(id)),
                 Ok(heard) => return Ok(heard),
                 Err(_) => ensure!(Instant::now() < deadline, "some process does not answer"),
             }

@@ -193,6 +193,8 @@ struct Run<'a> {
 
 impl<'a> Run<'a> {
     fn new(bench: &'a Bench, workload: Workload, id: String) -> anyhow::Result<Self> {
+        // Before there is anything that a signal must not leave behind.
+        let stop = stop_flag()?;
         let directory = match bench.over {
             Over::Unix => Some(SocketDirectory::make(&id)?),
             Over::Udp => None,
@@ -200,7 +202,7 @@ impl<'a> Run<'a> {
         Ok(Self {
             bench,
             workload,
-            crew: Crew::new(stop_flag()?),
+            crew: Crew::new(stop),
             directory,
             id,
         })
