@@ -14,7 +14,7 @@ mod cursor;
 
 use std::ops::Range;
 
-use crate::{key, v1};
+use crate::{key, topic, v1};
 use cursor::{Cursor, LEVELS_MAX, Span, WireType, field};
 use prost::Message;
 use thiserror::Error;
@@ -75,6 +75,8 @@ const ATTRIBUTE_NUMBER: u32 = 5;
 #[derive(Debug, Default)]
 pub struct Decoder {
     events: Vec<EventSpans>,
+    /// How many events lie before the first other field that has any before it; 0 if none has.
+    events_before_gap: usize,
     /// The raw fields that prost decodes.
     rare_fields: Vec<u8>,
     rare: v1::Frame,
@@ -99,6 +101,7 @@ impl Decoder {
             return Err(Malformed::TooLong);
         }
         self.events.clear();
+        self.events_before_gap = 0;
         self.rare_fields.clear();
         self.stamp = None;
         self.read_fields(datagram)?;
@@ -111,6 +114,7 @@ impl Decoder {
         Ok(FrameView {
             datagram,
             events: &self.events,
+            is_dense: self.is_dense(),
             stamp: self.stamp.as_ref(),
             rare,
         })
@@ -124,6 +128,7 @@ impl Decoder {
             match cursor.short_varint()? {
                 key::FRAME_EVENT => self.read_event(start, &mut cursor)?,
                 key::FRAME_STAMP => {
+                    self.note_gap();
                     let fields = cursor.delimited()?;
                     merge_stamp(self.stamp.get_or_insert_default(), fields)?;
                 }
@@ -131,6 +136,17 @@ impl Decoder {
             }
         }
         Ok(())
+    }
+
+    #[inline]
+    fn note_gap(&mut self) {
+        if self.events_before_gap == 0 {
+            self.events_before_gap = self.events.len();
+        }
+    }
+
+    fn is_dense(&self) -> bool {
+        self.events_before_gap == 0 || self.events_before_gap == self.events.len()
     }
 
     #[inline(always)]
@@ -155,6 +171,7 @@ impl Decoder {
         key: u64,
         mut cursor: Cursor<'_>,
     ) -> Result<usize, Malformed> {
+        self.note_gap();
         match field(key)? {
             (3..=9 | 14, WireType::Delimited) => {
                 cursor.delimited()?;
@@ -303,18 +320,12 @@ fn read_attribute(mut fields: Cursor<'_>) -> Result<(&[u8], &[u8]), Malformed> {
 pub struct FrameView<'a> {
     datagram: &'a [u8],
     events: &'a [EventSpans],
+    is_dense: bool,
     stamp: Option<&'a v1::Stamp>,
     rare: Option<&'a v1::Frame>,
 }
 
 impl<'a> FrameView<'a> {
-    /// The bytes that the frame was read from.
-    #[must_use]
-    #[inline]
-    pub fn datagram(&self) -> &'a [u8] {
-        self.datagram
-    }
-
     /// The events, in the order of the datagram.
     #[inline]
     pub fn events(&self) -> impl ExactSizeIterator<Item = EventView<'a>> + Clone + use<'a> {
@@ -322,6 +333,35 @@ impl<'a> FrameView<'a> {
         self.events
             .iter()
             .map(move |spans| EventView::new(datagram, spans))
+    }
+
+    /// The events in runs: neighbours with the same topic.
+    #[inline]
+    pub fn runs(&self) -> Runs<'a> {
+        Runs {
+            datagram: self.datagram,
+            rest: self.events,
+            is_dense: self.is_dense,
+        }
+    }
+
+    /// Whether the events lie one behind the other, so that any neighbours make a run. It is so
+    /// but where a stamp or what this version does not know lies between two of them.
+    #[must_use]
+    #[inline]
+    pub fn is_dense(&self) -> bool {
+        self.is_dense
+    }
+
+    /// Neighbours by their indices, of a frame that [is dense](Self::is_dense): else what lies
+    /// between them is part of the run's bytes.
+    #[must_use]
+    #[inline]
+    pub fn run(&self, events: Range<usize>) -> EventRun<'a> {
+        EventRun {
+            datagram: self.datagram,
+            events: self.events.get(events).unwrap_or_default(),
+        }
     }
 
     /// Who sent the frame, and how much went before it.
@@ -346,11 +386,96 @@ impl<'a> FrameView<'a> {
     }
 }
 
+/// Neighbouring events of a frame.
+#[derive(Clone, Copy, Debug)]
+pub struct EventRun<'a> {
+    datagram: &'a [u8],
+    events: &'a [EventSpans],
+}
+
+impl<'a> EventRun<'a> {
+    /// How many events they are.
+    #[must_use]
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.events.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.events.is_empty()
+    }
+
+    /// The topic of the first one: of all, in a run that [`FrameView::runs`] gave.
+    #[must_use]
+    #[inline]
+    pub fn topic_bytes(&self) -> &'a [u8] {
+        let first = self.events.first();
+        first.map_or(&[], |first| first.topic.of(self.datagram))
+    }
+
+    /// Their bytes: copied into another frame, they are the same events there.
+    #[must_use]
+    #[inline]
+    pub fn bytes(&self) -> &'a [u8] {
+        match self.events {
+            [] => &[],
+            [first, .., last] => first.whole.up_to(last.whole).of(self.datagram),
+            [only] => only.whole.of(self.datagram),
+        }
+    }
+
+    /// The first ones, as many as have at most `bytes_max` together, and the others.
+    #[must_use]
+    pub fn split_at_bytes(self, bytes_max: usize) -> (Self, Self) {
+        let start = self.events.first().map_or(0, |e| e.whole.range().start);
+        let fits = |event: &EventSpans| event.whole.range().end - start <= bytes_max;
+        self.split_at(self.events.partition_point(fits))
+    }
+
+    /// The first `count`, or all if they are fewer, and the others.
+    #[must_use]
+    pub fn split_at(self, count: usize) -> (Self, Self) {
+        let (first, others) = self.events.split_at(count.min(self.events.len()));
+        let part = |events| EventRun { events, ..self };
+        (part(first), part(others))
+    }
+}
+
+/// The runs of a frame, see [`FrameView::runs`].
+#[derive(Clone, Debug)]
+pub struct Runs<'a> {
+    datagram: &'a [u8],
+    rest: &'a [EventSpans],
+    is_dense: bool,
+}
+
+impl<'a> Iterator for Runs<'a> {
+    type Item = EventRun<'a>;
+
+    #[inline]
+    fn next(&mut self) -> Option<EventRun<'a>> {
+        let (first, others) = self.rest.split_first()?;
+        let topic = first.topic.of(self.datagram);
+        let goes_on = |event: &&EventSpans| {
+            self.is_dense && topic::is_same(topic, event.topic.of(self.datagram))
+        };
+        let count = 1 + others.iter().take_while(goes_on).count();
+        let (events, rest) = self.rest.split_at_checked(count)?;
+        self.rest = rest;
+        Some(EventRun {
+            datagram: self.datagram,
+            events,
+        })
+    }
+}
+
 /// An event, as it lies in its datagram.
 #[derive(Clone, Copy, Debug)]
 pub struct EventView<'a> {
-    datagram: &'a [u8],
-    whole: Span,
+    slice: &'a [u8],
     topic: &'a [u8],
     payload: &'a [u8],
     key: &'a [u8],
@@ -361,8 +486,7 @@ impl<'a> EventView<'a> {
     #[inline]
     fn new(datagram: &'a [u8], spans: &EventSpans) -> Self {
         EventView {
-            datagram,
-            whole: spans.whole,
+            slice: spans.whole.of(datagram),
             topic: spans.topic.of(datagram),
             payload: spans.payload.of(datagram),
             key: spans.key.of(datagram),
@@ -375,14 +499,7 @@ impl<'a> EventView<'a> {
     #[must_use]
     #[inline]
     pub fn slice(&self) -> &'a [u8] {
-        self.whole.of(self.datagram)
-    }
-
-    /// Where in the datagram [`EventView::slice`] lies. Events may have other fields in between.
-    #[must_use]
-    #[inline]
-    pub fn range(&self) -> Range<usize> {
-        self.whole.range()
+        self.slice
     }
 
     /// The topic: UTF-8, nothing more is known of it.
@@ -423,7 +540,7 @@ impl<'a> EventView<'a> {
     /// Names and values of the attributes, in the order of the datagram. A name may come several
     /// times: its last value is the one that counts.
     pub fn attributes(&self) -> impl Iterator<Item = (&'a str, &'a str)> + Clone + use<'a> {
-        let mut field = Cursor::new(self.slice());
+        let mut field = Cursor::new(self.slice);
         let fields = field.short_varint().and_then(|_| field.delimited());
         Attributes {
             fields: fields.unwrap_or(field),

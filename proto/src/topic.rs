@@ -193,6 +193,27 @@ fn tokens(topic: &[u8]) -> impl Iterator<Item = &[u8]> {
     topic.split(|&byte| byte == b'.')
 }
 
+/// Whether two topics are the same, without a call where they have as many bytes as most: then
+/// the first and the last eight or sixteen are compared, those in the middle perhaps twice.
+#[must_use]
+#[inline(always)]
+pub fn is_same(one: &[u8], other: &[u8]) -> bool {
+    if one.len() != other.len() {
+        return false;
+    }
+    match one.len() {
+        8..=16 => ends::<8>(one) == ends::<8>(other),
+        17..=32 => ends::<16>(one) == ends::<16>(other),
+        _ => one == other,
+    }
+}
+
+/// The first and the last `N` bytes.
+#[inline(always)]
+pub(crate) fn ends<const N: usize>(bytes: &[u8]) -> Option<([u8; N], [u8; N])> {
+    Some((*bytes.first_chunk()?, *bytes.last_chunk()?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

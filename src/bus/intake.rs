@@ -5,10 +5,10 @@
 
 use std::ops::Range;
 
-use hailmary_proto::decode::{EventView, FrameView};
+use hailmary_proto::decode::{EventRun, FrameView};
 
 use super::access::{Access, Rights};
-use super::fanout::{Fanout, Run};
+use super::fanout::Fanout;
 use super::routes::{RouteId, Routes};
 use super::subscribers::Subscribers;
 use super::tally::EventTally;
@@ -29,38 +29,10 @@ pub struct Intake<'a> {
 
 /// Neighbouring events of a frame that go to the same sets.
 struct Neighbours {
+    /// That of the first.
     route: RouteId,
-    /// Their bytes, as a range of the datagram.
-    range: Range<usize>,
-    /// Which events of the frame they are.
+    /// Which of the frame's events.
     events: Range<usize>,
-}
-
-impl Neighbours {
-    /// Takes the next event in, if it is a neighbour with the same sets.
-    #[inline]
-    fn take(
-        &mut self,
-        index: usize,
-        event: &EventView<'_>,
-        route: RouteId,
-        routes: &Routes,
-    ) -> bool {
-        let range = event.range();
-        let fits = self.events.end == index
-            && self.range.end == range.start
-            && (self.route == route || have_same_sets(routes, self.route, route));
-        if fits {
-            self.events.end += 1;
-            self.range.end = range.end;
-        }
-        fits
-    }
-}
-
-fn have_same_sets(routes: &Routes, one: RouteId, other: RouteId) -> bool {
-    let sets = |id| routes.route(id).map(|route| &route.sets);
-    sets(one) == sets(other)
 }
 
 impl Intake<'_> {
@@ -73,92 +45,91 @@ impl Intake<'_> {
         hops: u32,
         unix_nano: u64,
     ) {
-        let mut neighbours: Option<Neighbours> = None;
-        for (index, event) in frame.events().enumerate() {
+        for event in frame.events() {
             self.tally.events += 1;
             self.tally.age(unix_nano, event.time_unix_nano());
-            let topic = event.topic_bytes();
-            let route = match self.routes.find(topic) {
-                Some(route) => Some(route),
-                None => {
-                    // What is resolved anew may take the place of what the run goes by.
-                    self.copy(frame, neighbours.take(), hops);
-                    let access = &self.access.subscribe;
-                    self.routes.resolve(topic, self.subscribers, access)
-                }
-            };
-            let Some(route) = route else {
-                self.tally.bad_topic += 1;
+        }
+        let mut neighbours: Option<Neighbours> = None;
+        let mut next = 0;
+        for run in frame.runs() {
+            let events = next..next + run.len();
+            next = events.end;
+            let found = self.routes.find(run.topic_bytes());
+            if found.is_none() {
+                // What is resolved anew may take the place of what the neighbours go by.
+                self.copy(frame, neighbours.take(), hops);
+            }
+            let Some(route) = found.or_else(|| self.resolve(&run)) else {
+                self.tally.bad_topic += run.len() as u64;
                 continue;
             };
-            if !self.is_wanted(topic, rights, route) {
+            if !self.is_wanted(&run, rights, route) {
                 continue;
             }
-            let is_taken = neighbours
-                .as_mut()
-                .is_some_and(|run| run.take(index, &event, route, self.routes));
-            if !is_taken {
-                let next = Neighbours {
-                    route,
-                    range: event.range(),
-                    events: index..index + 1,
-                };
-                self.copy(frame, neighbours.replace(next), hops);
+            match &mut neighbours {
+                Some(before)
+                    if frame.is_dense()
+                        && before.events.end == events.start
+                        && self.have_same_sets(before.route, route) =>
+                {
+                    before.events.end = events.end;
+                }
+                _ => {
+                    let before = neighbours.replace(Neighbours { route, events });
+                    self.copy(frame, before, hops);
+                }
             }
         }
         self.copy(frame, neighbours, hops);
     }
 
-    /// Counts an event whose topic is legal, and says whether it goes to anybody.
+    fn resolve(&mut self, run: &EventRun<'_>) -> Option<RouteId> {
+        let access = &self.access.subscribe;
+        self.routes
+            .resolve(run.topic_bytes(), self.subscribers, access)
+    }
+
+    /// Counts events whose topic is legal, and says whether they go to anybody.
     #[inline]
-    fn is_wanted(&mut self, topic: &[u8], rights: Rights<'_>, route: RouteId) -> bool {
-        if !matches!(rights, Rights::All) && !rights.permit(topic) {
-            self.tally.not_allowed += 1;
+    fn is_wanted(&mut self, run: &EventRun<'_>, rights: Rights<'_>, route: RouteId) -> bool {
+        let events = run.len() as u64;
+        if !matches!(rights, Rights::All) && !rights.permit(run.topic_bytes()) {
+            self.tally.not_allowed += events;
             return false;
         }
         let (policy, copies) = self
             .routes
             .route(route)
             .map_or((0, 0), |route| (route.policy, route.copies));
-        if let Some(events) = self.tally.by_policy.get_mut(policy as usize) {
-            *events += 1;
+        if let Some(count) = self.tally.by_policy.get_mut(policy as usize) {
+            *count += events;
         }
         if copies == 0 {
-            self.tally.unmatched += 1;
+            self.tally.unmatched += events;
             return false;
         }
-        self.tally.matched += 1;
-        self.tally.copies += u64::from(copies);
+        self.tally.matched += events;
+        self.tally.copies += events * u64::from(copies);
         true
+    }
+
+    fn have_same_sets(&self, one: RouteId, other: RouteId) -> bool {
+        let sets = |id| self.routes.route(id).map(|route| &route.sets);
+        one == other || sets(one) == sets(other)
     }
 
     /// Copies neighbours for each of their sets.
     #[inline]
     fn copy(&mut self, frame: &FrameView<'_>, neighbours: Option<Neighbours>, hops: u32) {
-        let Some(Neighbours {
-            route,
-            range,
-            events,
-        }) = neighbours
-        else {
+        let Some(Neighbours { route, events }) = neighbours else {
             return;
         };
         let Some(route) = self.routes.route(route) else {
             return;
         };
-        let run = Run {
-            bytes: frame.datagram().get(range).unwrap_or_default(),
-            events: u32::try_from(events.len()).unwrap_or(u32::MAX),
-            hops,
-        };
-        let lengths = frame
-            .events()
-            .skip(events.start)
-            .take(events.len())
-            .map(|event| event.range().len());
+        let run = frame.run(events);
         for set in &route.sets {
-            self.fanout
-                .push(set.id, set.frame_bytes, run, lengths.clone());
+            self.fanout.push(set.id, set.frame_bytes, run, hops);
         }
     }
 }

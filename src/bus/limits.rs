@@ -12,7 +12,7 @@ pub const SUBSCRIBER_SETS_MAX: usize = 4_096;
 
 /// Bytes of frames under construction at which they are to be sent, though the receive batch is
 /// not used up: so many fit the processor's cache, and a batch of full datagrams stays bounded.
-pub const PENDING_BYTES_MAX: usize = 1 << 20;
+pub const PENDING_BYTES_MAX: usize = 1 << 18;
 
 /// Bytes of frame buffers kept from one turn to the next. What a burst needed beyond it is given
 /// back.

@@ -167,7 +167,7 @@ impl Routes {
     #[inline]
     fn is_of(&self, id: RouteId, topic: &[u8]) -> bool {
         self.cached(id)
-            .is_some_and(|cached| *cached.topic == *topic)
+            .is_some_and(|cached| topic::is_same(&cached.topic, topic))
     }
 
     /// The set of an id that a route of this generation gave.
