@@ -6,7 +6,7 @@ use super::workload::Workload;
 
 /// The shortest wait: publishers that woke up for each datagram would take the time of those
 /// that are measured. What becomes due meanwhile goes out together.
-pub const WAIT_MIN: Duration = Duration::from_micros(50);
+const WAIT_MIN: Duration = Duration::from_micros(50);
 
 const PS_PER_NS: u128 = 1_000;
 
