@@ -135,10 +135,12 @@ def main() -> None:
     os.environ.pop("HAILMARY_BUS", None)
     serve, sub, pub, test = commands("The first minute")
     venv, install, example = commands("From an application")
+    bench, bench_running = commands("How much a host bears")
     print_config, check = commands("Configuration")
     if test != "cargo test --workspace":
         sys.exit(f"the README's test command is {test!r}, which .ci/run does not run")
     known = {serve, sub, pub, test, venv, install, example, print_config, check}
+    known |= {bench, bench_running}
     headings = re.findall(r"^## (.*)$", README, re.MULTILINE)
     if unknown := {line for heading in headings for line in commands(heading)} - known:
         sys.exit(f"nobody runs these: {unknown}")
@@ -160,6 +162,8 @@ def main() -> None:
             for subscriber in receiving:
                 subscriber.wait_for(f"search.index.photo photo {42 + number} has changed")
         run(example)
+        run(bench)
+        run(bench_running)
         run(print_config)
         check_configuration(check, directory)
 

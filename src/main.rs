@@ -3,6 +3,8 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use hailmary::command::bench::Bench;
+use hailmary::command::bench::child::BenchChild;
 use hailmary::command::check::Check;
 use hailmary::command::publish::Publish;
 use hailmary::command::serve::Serve;
@@ -36,6 +38,9 @@ enum Command {
     Publish(Publish),
     #[command(name = "sub")]
     Subscribe(Subscribe),
+    Bench(Bench),
+    #[command(hide = true)]
+    BenchChild(BenchChild),
     Check(Check),
 }
 
@@ -44,11 +49,16 @@ fn main() -> ExitCode {
         Command::Serve(serve) => serve.run(),
         Command::Publish(publish) => publish.run(),
         Command::Subscribe(subscribe) => subscribe.run(),
+        Command::Bench(bench) => bench.run(),
+        Command::BenchChild(child) => child.run(),
         Command::Check(check) => check.run().map_err(anyhow::Error::from),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
+            if let Some(usage) = error.downcast_ref::<clap::Error>() {
+                usage.exit();
+            }
             eprintln!("hailmary: {error:#}");
             if error.is::<ConfigError>() {
                 BAD_CONFIGURATION.into()

@@ -1,5 +1,6 @@
 //! What the program can be told to do, one module for each command.
 
+pub mod bench;
 pub mod check;
 pub mod publish;
 pub mod serve;

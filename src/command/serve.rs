@@ -99,7 +99,8 @@ fn numeric(address: &str) -> String {
     resolved.map_or(address.to_owned(), |ip: SocketAddr| ip.to_string())
 }
 
-fn serve(plan: Plan) -> anyhow::Result<()> {
+/// Runs a bus till SIGTERM or SIGINT.
+pub(super) fn serve(plan: Plan) -> anyhow::Result<()> {
     let stops = (0..plan.workers).map(|_| stop_signals());
     let stops: io::Result<Vec<_>> = stops.collect();
     let stops = stops.context("cannot listen for signals")?;

@@ -10,6 +10,7 @@
     reason = "tests"
 )]
 
+mod bench;
 mod configuration;
 mod cookies;
 mod hostile;
