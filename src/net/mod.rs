@@ -4,5 +4,6 @@ pub mod address;
 pub mod control_queue;
 pub mod egress;
 pub mod event_loop;
+pub mod linger;
 pub mod listener;
 pub mod sys;
