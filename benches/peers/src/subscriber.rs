@@ -21,7 +21,7 @@ use socket2::SockRef;
 use crate::clock::{now_nano, own_cpu_nano};
 use crate::event::{Head, Kind, TOPIC};
 use crate::system::System;
-use crate::wire::{Role, Wire, hailmary, mqtt, nats, resp, scan, zmtp};
+use crate::wire::{Greet, Role, Wire, hailmary, mqtt, nats, resp, scan, zmtp};
 
 /// Room for what one read brings, in bytes: no less than the largest datagram, and enough for a
 /// stream to bring a thousand events at once.
@@ -30,8 +30,14 @@ const BUFFER_BYTES: usize = 256 << 10;
 /// How long a read may wait before the clock is looked at.
 const LOOK_UP_EVERY: Duration = Duration::from_millis(100);
 
+/// How long the answer to a greeting may take.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Significant digits of a latency.
-const DIGITS: u8 = 3;
+pub const DIGITS: u8 = 3;
+
+/// The longest latency that is told from longer ones, in ns: a minute, more than a run has.
+pub const LATENCY_NANO_MAX: u64 = 60_000_000_000;
 
 /// What a subscriber does.
 #[derive(Clone, Debug, clap::Args)]
@@ -108,12 +114,13 @@ impl Subscribe {
         Tally::new(self.latency, deadline)
     }
 
-    fn take_stream<W: Wire>(&self) -> anyhow::Result<Tally> {
+    fn take_stream<W: Greet>(&self) -> anyhow::Result<Tally> {
         let mut tally = self.tally()?;
         let mut stream = TcpStream::connect(self.address)?;
         stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(GREETING_TIMEOUT))?;
+        W::greet(&mut stream, Role::Subscriber)?;
         stream.set_read_timeout(Some(LOOK_UP_EVERY))?;
-        stream.write_all(&W::hello(Role::Subscriber))?;
         let mut unread = Unread::new();
         while tally.goes_on() {
             match unread.read_from(&mut stream) {
@@ -293,7 +300,9 @@ impl Tally {
             last_nano: 0,
             first_cpu_nano: 0,
             foreign: 0,
-            latency: latency.then(|| Histogram::new(DIGITS)).transpose()?,
+            latency: latency
+                .then(|| Histogram::new_with_max(LATENCY_NANO_MAX, DIGITS))
+                .transpose()?,
         })
     }
 
@@ -398,7 +407,7 @@ mod tests {
     fn counts_what_counts_and_ends_at_the_end() {
         let mut tally = Tally::new(true, Instant::now()).unwrap();
         tally.take(&payload(Kind::WarmUp, 0));
-        tally.note_read(1_500);
+        tally.note_read(1_001_000);
         for number in [0, 1, 5, 4] {
             tally.take(&payload(Kind::Counted, number));
         }
@@ -409,8 +418,11 @@ mod tests {
         let received = tally.received();
         assert_eq!(received.ending, Ending::Complete);
         assert_eq!((received.events, received.disordered), (4, 1));
-        assert_eq!(received.last_nano, 1_500);
-        assert_eq!(received.latency, [(500, 4)]);
+        assert_eq!(received.last_nano, 1_001_000);
+        let [(nanos, 4)] = received.latency[..] else {
+            panic!("{:?}", received.latency);
+        };
+        assert!(nanos.abs_diff(1_000_000) < 1_000);
     }
 
     #[test]

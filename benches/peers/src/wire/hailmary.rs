@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use hailmary_proto::write::{EventParts, write_event};
 
-use super::{Role, Step, Unexpected, Wire, tail};
+use super::{Step, Unexpected, Wire, tail};
 use crate::event::TOPIC;
 
 /// Hail Mary.
@@ -29,11 +29,6 @@ const WIRE_TYPE: u8 = 7;
 const LENGTH_BYTES_MAX: usize = 3;
 
 impl Wire for HailMary {
-    /// Nothing: a publisher just sends, and a subscriber's lease is kept by `hailmary-client`.
-    fn hello(_: Role) -> Vec<u8> {
-        Vec::new()
-    }
-
     fn put_event(out: &mut Vec<u8>, payload: &[u8]) -> Range<usize> {
         // Here the payload has no topic, key, time or attribute behind it.
         let parts = EventParts {

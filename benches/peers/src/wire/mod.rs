@@ -1,9 +1,9 @@
 //! The protocols: how an event is written, and how one is found in what arrives.
 //!
 //! Owns each protocol's bytes and nothing else: sockets, buffers and counting are the same for
-//! all and live elsewhere. So the clients differ by these few functions alone. What a client says
-//! first it says in one go and waits for no answer: that the way is open shows by an event that
-//! comes through.
+//! all and live elsewhere. So the clients differ by these few functions alone. That the way is open
+//! shows by an event that comes through, whatever a protocol says of it: so a client waits for no
+//! answer where its protocol lets it speak on without one.
 
 pub mod hailmary;
 pub mod mqtt;
@@ -11,6 +11,7 @@ pub mod nats;
 pub mod resp;
 pub mod zmtp;
 
+use std::io::{self, Read, Write};
 use std::ops::Range;
 
 use anyhow::anyhow;
@@ -49,9 +50,6 @@ pub struct Unexpected;
 
 /// A protocol.
 pub trait Wire {
-    /// What a client says first.
-    fn hello(role: Role) -> Vec<u8>;
-
     /// Appends an event with this payload, as a publisher sends it, and says where in `out` the
     /// payload lies.
     fn put_event(out: &mut Vec<u8>, payload: &[u8]) -> Range<usize>;
@@ -62,6 +60,16 @@ pub trait Wire {
     ///
     /// Where it is nothing that the protocol has, or a refusal.
     fn step(bytes: &[u8]) -> Result<Step, Unexpected>;
+}
+
+/// A protocol over a stream.
+pub trait Greet: Wire {
+    /// Says what comes before the first event, and reads no more than it must.
+    ///
+    /// # Errors
+    ///
+    /// Those of the stream.
+    fn greet(stream: &mut (impl Read + Write), role: Role) -> io::Result<()>;
 }
 
 /// Hands every whole event's payload to `take` and says how many bytes were used.
@@ -93,7 +101,7 @@ fn unexpected(rest: &[u8]) -> anyhow::Error {
     anyhow!("unexpected from the bus: {}", beginning.escape_ascii())
 }
 
-/// Where `within` lies in `out` if it was the last that was appended but `behind` bytes.
+/// Where in `out` the last `length` bytes lie but for those `behind` them.
 fn tail(out: &[u8], length: usize, behind: usize) -> Range<usize> {
     let end = out.len() - behind;
     end - length..end

@@ -1,9 +1,10 @@
 //! MQTT 3.1.1 at quality of service 0: packets of a type, a length and a body.
 //! <https://docs.oasis-open.org/mqtt/mqtt/v3.1.1/os/mqtt-v3.1.1-os.html>
 
+use std::io::{self, Read, Write};
 use std::ops::Range;
 
-use super::{Role, Step, Unexpected, Wire, tail};
+use super::{Greet, Role, Step, Unexpected, Wire, tail};
 use crate::event::TOPIC;
 
 /// MQTT, as Mosquitto speaks it.
@@ -27,8 +28,9 @@ const KEEP_ALIVE_SECONDS: u16 = 0;
 /// The flag of CONNECT that asks for a clean session.
 const CLEAN_SESSION: u8 = 2;
 
-impl Wire for Mqtt {
-    fn hello(role: Role) -> Vec<u8> {
+impl Greet for Mqtt {
+    /// A client may speak on before CONNACK (section 3.1.4).
+    fn greet(stream: &mut (impl Read + Write), role: Role) -> io::Result<()> {
         let mut body = Vec::new();
         put_text(&mut body, "MQTT");
         body.extend_from_slice(&[4, CLEAN_SESSION]);
@@ -40,9 +42,11 @@ impl Wire for Mqtt {
         if role == Role::Subscriber {
             put_packet(&mut out, SUBSCRIBE, &subscription());
         }
-        out
+        stream.write_all(&out)
     }
+}
 
+impl Wire for Mqtt {
     fn put_event(out: &mut Vec<u8>, payload: &[u8]) -> Range<usize> {
         let mut body = Vec::new();
         put_text(&mut body, TOPIC);
@@ -141,6 +145,7 @@ fn payload_start(body: &[u8]) -> Result<usize, Unexpected> {
 mod tests {
     use super::super::tests::{holds_at_every_cut, says_where_the_payload_lies};
     use super::*;
+    use std::io::Cursor;
 
     #[test]
     fn reads_packets_wherever_they_are_cut() {
@@ -158,8 +163,10 @@ mod tests {
         let mut out = Vec::new();
         Mqtt::put_event(&mut out, b"abc");
         assert_eq!(out, b"\x30\x17\x00\x12search.index.photoabc");
+        let mut stream = Cursor::new(Vec::new());
+        Mqtt::greet(&mut stream, Role::Subscriber).unwrap();
         assert_eq!(
-            Mqtt::hello(Role::Subscriber),
+            stream.into_inner(),
             b"\x10\x0c\x00\x04MQTT\x04\x02\x00\x00\x00\x00\x82\x17\x00\x01\x00\x12search.index.photo\x00"
         );
     }

@@ -1,11 +1,12 @@
 //! The client protocol of NATS: lines of text, payloads behind their length.
 //! <https://docs.nats.io/reference/reference-protocols/nats-protocol>
 
+use std::io::{self, Read, Write};
 use std::ops::Range;
 
 use memchr::memchr;
 
-use super::{Role, Step, Unexpected, Wire, tail};
+use super::{Greet, Role, Step, Unexpected, Wire, tail};
 use crate::event::TOPIC;
 
 /// NATS, as of protocol version 0: no headers, no echo to oneself.
@@ -19,16 +20,18 @@ const LINE_BYTES_MAX: usize = 16 << 10;
 /// The length at the end of a line has at most so many digits: a payload has at most 64 MiB.
 const DIGITS_MAX: usize = 8;
 
-impl Wire for Nats {
-    fn hello(role: Role) -> Vec<u8> {
+impl Greet for Nats {
+    fn greet(stream: &mut (impl Read + Write), role: Role) -> io::Result<()> {
         let connect = r#"CONNECT {"verbose":false,"pedantic":false,"echo":false,"protocol":0}"#;
-        match role {
+        let hello = match role {
             Role::Publisher => format!("{connect}\r\n"),
             Role::Subscriber => format!("{connect}\r\nSUB {TOPIC} 1\r\n"),
-        }
-        .into_bytes()
+        };
+        stream.write_all(hello.as_bytes())
     }
+}
 
+impl Wire for Nats {
     fn put_event(out: &mut Vec<u8>, payload: &[u8]) -> Range<usize> {
         out.extend_from_slice(format!("PUB {TOPIC} {}\r\n", payload.len()).as_bytes());
         out.extend_from_slice(payload);

@@ -1,11 +1,12 @@
 //! The protocol of Redis, version 2: arrays of strings, each behind its length.
 //! <https://redis.io/docs/latest/develop/reference/protocol-spec/>
 
+use std::io::{self, Read, Write};
 use std::ops::Range;
 
 use memchr::memchr;
 
-use super::{Role, Step, Unexpected, Wire, tail};
+use super::{Greet, Role, Step, Unexpected, Wire, tail};
 use crate::event::TOPIC;
 
 /// Redis Pub/Sub.
@@ -15,18 +16,20 @@ pub struct Redis;
 /// A length has at most so many digits: a string has at most 512 MiB.
 const DIGITS_MAX: usize = 9;
 
-impl Wire for Redis {
+impl Greet for Redis {
     /// A publisher wants no replies: they would cost the server a write each, and somebody would
     /// have to read them.
-    fn hello(role: Role) -> Vec<u8> {
+    fn greet(stream: &mut (impl Read + Write), role: Role) -> io::Result<()> {
         let mut out = Vec::new();
         match role {
             Role::Publisher => put_array(&mut out, &[b"CLIENT", b"REPLY", b"OFF"]),
             Role::Subscriber => put_array(&mut out, &[b"SUBSCRIBE", TOPIC.as_bytes()]),
         }
-        out
+        stream.write_all(&out)
     }
+}
 
+impl Wire for Redis {
     fn put_event(out: &mut Vec<u8>, payload: &[u8]) -> Range<usize> {
         put_array(out, &[b"PUBLISH", TOPIC.as_bytes(), payload]);
         tail(out, payload.len(), 2)

@@ -3,9 +3,10 @@
 //!
 //! A message here has two frames, topic and payload, as ZeroMQ's guide does it.
 
+use std::io::{self, Read, Write};
 use std::ops::Range;
 
-use super::{Role, Step, Unexpected, Wire, tail};
+use super::{Greet, Role, Step, Unexpected, Wire, tail};
 use crate::event::TOPIC;
 
 /// ZeroMQ.
@@ -19,7 +20,6 @@ const LONG: u8 = 2;
 /// A command, not a message.
 const COMMAND: u8 = 4;
 
-/// No frame begins so, but a greeting does.
 const SIGNATURE_FIRST: u8 = 0xFF;
 const SIGNATURE_LAST: u8 = 0x7F;
 const GREETING_BYTES: usize = 64;
@@ -32,20 +32,26 @@ const SUBSCRIBE: u8 = 1;
 /// The longest frame that is taken, in bytes: far above every event here.
 const FRAME_BYTES_MAX: usize = 1 << 20;
 
-impl Wire for Zmtp {
-    fn hello(role: Role) -> Vec<u8> {
-        let mut out = greeting();
+impl Greet for Zmtp {
+    /// Each side must have heard the other's READY before it speaks on: libzmq hangs up on a
+    /// subscription that comes earlier.
+    fn greet(stream: &mut (impl Read + Write), role: Role) -> io::Result<()> {
+        stream.write_all(&greeting())?;
+        stream.read_exact(&mut [0; GREETING_BYTES])?;
+        let socket_type = match role {
+            Role::Publisher => "PUB",
+            Role::Subscriber => "SUB",
+        };
+        stream.write_all(&ready(socket_type))?;
+        skip_ready(stream)?;
         match role {
-            Role::Publisher => put_ready(&mut out, "PUB"),
-            Role::Subscriber => {
-                put_ready(&mut out, "SUB");
-                let subscription = [&[SUBSCRIBE], TOPIC.as_bytes()].concat();
-                put_frame(&mut out, 0, &subscription);
-            }
+            Role::Publisher => Ok(()),
+            Role::Subscriber => stream.write_all(&subscription()),
         }
-        out
     }
+}
 
+impl Wire for Zmtp {
     fn put_event(out: &mut Vec<u8>, payload: &[u8]) -> Range<usize> {
         put_frame(out, MORE, TOPIC.as_bytes());
         put_frame(out, 0, payload);
@@ -54,14 +60,6 @@ impl Wire for Zmtp {
 
     #[inline]
     fn step(bytes: &[u8]) -> Result<Step, Unexpected> {
-        if bytes.first() == Some(&SIGNATURE_FIRST) {
-            return Ok(match bytes.len() {
-                GREETING_BYTES.. => Step::Other {
-                    bytes: GREETING_BYTES,
-                },
-                _ => Step::Partial,
-            });
-        }
         let Some(first) = frame(bytes, 0)? else {
             return Ok(Step::Partial);
         };
@@ -133,15 +131,37 @@ fn greeting() -> Vec<u8> {
     out
 }
 
+fn subscription() -> Vec<u8> {
+    let mut out = Vec::new();
+    put_frame(&mut out, 0, &[&[SUBSCRIBE], TOPIC.as_bytes()].concat());
+    out
+}
+
+/// Reads a short command, and that it is READY: an error would be one, too.
+fn skip_ready(stream: &mut impl Read) -> io::Result<()> {
+    let mut head = [0; 2];
+    stream.read_exact(&mut head)?;
+    let [flags, length] = head;
+    let mut body = vec![0; usize::from(length)];
+    stream.read_exact(&mut body)?;
+    if flags == COMMAND && body.starts_with(b"\x05READY") {
+        Ok(())
+    } else {
+        Err(io::ErrorKind::InvalidData.into())
+    }
+}
+
 /// What ends the handshake: of the properties only the one that must be there.
-fn put_ready(out: &mut Vec<u8>, socket_type: &str) {
+fn ready(socket_type: &str) -> Vec<u8> {
     let mut body = Vec::new();
     put_short(&mut body, b"READY");
     put_short(&mut body, b"Socket-Type");
     // A value's length has four bytes: three zeros in front.
     body.extend_from_slice(&[0; 3]);
     put_short(&mut body, socket_type.as_bytes());
-    put_frame(out, COMMAND, &body);
+    let mut out = Vec::new();
+    put_frame(&mut out, COMMAND, &body);
+    out
 }
 
 /// Bytes behind their length; what is too long for one is left out.
@@ -167,12 +187,12 @@ fn put_frame(out: &mut Vec<u8>, flags: u8, body: &[u8]) {
 mod tests {
     use super::super::tests::{holds_at_every_cut, says_where_the_payload_lies};
     use super::*;
+    use std::os::unix::net::UnixStream;
 
     #[test]
     fn reads_messages_wherever_they_are_cut() {
         let long = [0xFF; 300];
-        let mut stream = greeting();
-        put_ready(&mut stream, "XPUB");
+        let mut stream = ready("XPUB");
         Zmtp::put_event(&mut stream, b"1");
         Zmtp::put_event(&mut stream, &long);
         Zmtp::put_event(&mut stream, b"");
@@ -185,10 +205,35 @@ mod tests {
         let mut out = Vec::new();
         Zmtp::put_event(&mut out, b"abc");
         assert_eq!(out, b"\x01\x12search.index.photo\x00\x03abc");
-        let hello = Zmtp::hello(Role::Publisher);
-        let (greeting, ready) = hello.split_at(GREETING_BYTES);
-        assert_eq!(greeting[..16], *b"\xff\0\0\0\0\0\0\0\0\x7f\x03\0NULL");
-        assert_eq!(ready, b"\x04\x19\x05READY\x0bSocket-Type\0\0\0\x03PUB");
+        let start = b"\xff\0\0\0\0\0\0\0\0\x7f\x03\0NULL";
+        assert_eq!(greeting()[..start.len()], *start);
+        assert_eq!(
+            ready("PUB"),
+            b"\x04\x19\x05READY\x0bSocket-Type\0\0\0\x03PUB"
+        );
+    }
+
+    #[test]
+    fn greets_a_peer_and_reads_nothing_behind_its_ready() {
+        let (mut here, mut there) = UnixStream::pair().unwrap();
+        let answer = [greeting(), ready("XPUB"), b"rest".to_vec()].concat();
+        there.write_all(&answer).unwrap();
+        Zmtp::greet(&mut here, Role::Subscriber).unwrap();
+        let mut rest = [0; 4];
+        here.read_exact(&mut rest).unwrap();
+        assert_eq!(&rest, b"rest");
+        drop(here);
+        let mut said = Vec::new();
+        there.read_to_end(&mut said).unwrap();
+        assert_eq!(said, [greeting(), ready("SUB"), subscription()].concat());
+    }
+
+    #[test]
+    fn refuses_a_peer_that_is_not_ready() {
+        let (mut here, mut there) = UnixStream::pair().unwrap();
+        let answer = [greeting(), b"\x04\x08\x05ERROR\x01x".to_vec()].concat();
+        there.write_all(&answer).unwrap();
+        assert!(Zmtp::greet(&mut here, Role::Publisher).is_err());
     }
 
     #[test]
