@@ -1,9 +1,14 @@
 //! The comparison: every load on every system, in turn, several times over.
 
 use std::fs;
+use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::bail;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::flag::register;
 
 use crate::facts::Facts;
 use crate::load::{self, Load};
@@ -60,22 +65,25 @@ fn seconds(text: &str) -> Result<f64, &'static str> {
 }
 
 impl Compare {
-    /// Runs it all, says on standard error how far it is, and prints the tables.
+    /// Runs it all, says on standard error how far it is, and prints the tables. A signal ends it
+    /// behind the run that is under way, with tables of what there is, so that nothing that it
+    /// started stays behind.
     ///
     /// # Errors
     ///
-    /// There is nothing to compare, or a file could not be written.
+    /// There is nothing to compare, nothing came to its end, a signal ended it, or a file could
+    /// not be written.
     pub fn run(&self) -> anyhow::Result<()> {
         let systems = self.installed();
         if systems.is_empty() {
             bail!("there is nothing to compare");
         }
+        let stopped = stop_flag()?;
         let mut report = Report::new(Facts::find(&systems, &self.programs), self.rounds);
-        for round in 0..self.rounds {
-            for load in self.loads() {
-                for system in in_turn(&systems, round) {
-                    self.one(&mut report, round, system, load);
-                }
+        for (round, load, system) in self.runs(&systems) {
+            self.one(&mut report, round, system, load);
+            if stopped.load(Ordering::Acquire) {
+                break;
             }
         }
         report.end();
@@ -83,13 +91,19 @@ impl Compare {
         if let Some(file) = &self.json {
             fs::write(file, serde_json::to_string_pretty(&report)?)?;
         }
+        if report.outcomes.is_empty() {
+            bail!("no run came to its end");
+        }
+        if stopped.load(Ordering::Acquire) {
+            bail!("stopped by a signal");
+        }
         Ok(())
     }
 
     /// One that fails is told of and left out of the medians.
     fn one(&self, report: &mut Report, round: u32, system: System, load: Load) {
         let told = format!(
-            "round {} of {}: {}, {load:?}",
+            "round {} of {}: {}: {load}",
             round + 1,
             self.rounds,
             system.title()
@@ -108,6 +122,17 @@ impl Compare {
                 report.failures.push(format!("{told}: {error:#}"));
             }
         }
+    }
+
+    /// Every load on every system, as often as there are rounds.
+    fn runs(&self, systems: &[System]) -> Vec<(u32, Load, System)> {
+        let mut runs = Vec::new();
+        for round in 0..self.rounds {
+            for load in self.loads() {
+                runs.extend(in_turn(systems, round).map(|system| (round, load, system)));
+            }
+        }
+        runs
     }
 
     fn installed(&self) -> Vec<System> {
@@ -141,6 +166,14 @@ impl Compare {
         });
         full.chain(paced).collect()
     }
+}
+
+fn stop_flag() -> io::Result<Arc<AtomicBool>> {
+    let stopped = Arc::default();
+    for signal in [SIGHUP, SIGINT, SIGTERM] {
+        register(signal, Arc::clone(&stopped))?;
+    }
+    Ok(stopped)
 }
 
 /// All of them, each round beginning with another, so that none always follows the same one.

@@ -1,8 +1,8 @@
 //! One run: a system, a load on it, and what came of it.
 
-use std::env;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::{env, fmt};
 
 use anyhow::{Context, bail};
 use hdrhistogram::Histogram;
@@ -29,6 +29,23 @@ pub struct Load {
     pub rate: u64,
     /// For how long.
     pub seconds: f64,
+}
+
+impl fmt::Display for Load {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.rate {
+            0 => write!(out, "Full speed")?,
+            rate => write!(out, "{rate} events/s")?,
+        }
+        match self.batch {
+            1 => write!(out, ", one event a write")?,
+            several => write!(out, ", {several} events a write")?,
+        }
+        match self.fan_out {
+            1 => write!(out, ", 1 subscriber"),
+            several => write!(out, ", {several} subscribers"),
+        }
+    }
 }
 
 /// What came of one run.

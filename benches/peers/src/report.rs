@@ -1,7 +1,5 @@
 //! The tables: medians, with the lowest and the highest of all rounds.
 
-use std::fmt::Write;
-
 use serde::Serialize;
 
 use crate::facts::{Facts, load_average};
@@ -131,10 +129,10 @@ impl Report {
                 0 => FULL_SPEED.as_slice(),
                 _ => PACED.as_slice(),
             };
-            text += &format!("\n### {}\n\n", title(load));
+            text += &format!("\n### {load}\n\n");
             text += &self.table(load, systems, columns);
         }
-        text + &self.remarks()
+        text + &self.remarks(loads, systems)
     }
 
     fn preface(&self, loads: &[Load]) -> String {
@@ -183,42 +181,34 @@ impl Report {
     }
 
     /// What a median hides.
-    fn remarks(&self) -> String {
-        let mut text = String::new();
-        for outcome in &self.outcomes {
-            if outcome.cut_off + outcome.disordered > 0 {
-                let _ = writeln!(
-                    text,
-                    "- {}, {}: {} subscribers cut off, {} copies out of order",
-                    outcome.system.title(),
-                    title(&outcome.load),
-                    outcome.cut_off,
-                    outcome.disordered
-                );
-            }
-        }
+    fn remarks(&self, loads: &[Load], systems: &[System]) -> String {
+        let pairs = loads
+            .iter()
+            .flat_map(|load| systems.iter().map(move |system| (load, *system)));
+        let mut text: String = pairs
+            .filter_map(|(load, system)| self.remark(load, system))
+            .collect();
         for failure in &self.failures {
-            let _ = writeln!(text, "- {failure}");
+            text += &format!("- {failure}\n");
         }
         match text.is_empty() {
             true => text,
             false => format!("\n### Cut off, out of order, failed\n\n{text}"),
         }
     }
-}
 
-fn title(load: &Load) -> String {
-    let subscribers = match load.fan_out {
-        1 => "1 subscriber".to_owned(),
-        several => format!("{several} subscribers"),
-    };
-    let writes = match load.batch {
-        1 => "one event a write".to_owned(),
-        several => format!("{several} events a write"),
-    };
-    match load.rate {
-        0 => format!("Full speed, {writes}, {subscribers}"),
-        rate => format!("{rate} events/s, {writes}, {subscribers}"),
+    fn remark(&self, load: &Load, system: System) -> Option<String> {
+        let of_this = |outcome: &&Outcome| outcome.load == *load && outcome.system == system;
+        let outcomes = || self.outcomes.iter().filter(of_this);
+        let cut_off: u64 = outcomes().map(|outcome| outcome.cut_off).sum();
+        let disordered: u64 = outcomes().map(|outcome| outcome.disordered).sum();
+        let system = system.title();
+        (cut_off + disordered > 0).then(|| {
+            format!(
+                "- {load}: {system}: {cut_off} subscribers cut off, {disordered} copies out of \
+                 order in all rounds\n"
+            )
+        })
     }
 }
 
