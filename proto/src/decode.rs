@@ -308,13 +308,6 @@ pub struct FrameView<'a> {
 }
 
 impl<'a> FrameView<'a> {
-    /// The bytes that the frame was read from.
-    #[must_use]
-    #[inline]
-    pub fn datagram(&self) -> &'a [u8] {
-        self.datagram
-    }
-
     /// The events, in the order of the datagram.
     #[inline]
     pub fn events(&self) -> impl ExactSizeIterator<Item = EventView<'a>> + Clone + use<'a> {
@@ -322,6 +315,17 @@ impl<'a> FrameView<'a> {
         self.events
             .iter()
             .map(move |spans| EventView::new(datagram, spans))
+    }
+
+    /// Some of the events as one run. Between two of them nothing must lie, see
+    /// [`EventView::range`]: what does lie there belongs to the run.
+    #[must_use]
+    #[inline]
+    pub fn run(&self, events: Range<usize>) -> EventRun<'a> {
+        EventRun {
+            datagram: self.datagram,
+            events: self.events.get(events).unwrap_or_default(),
+        }
     }
 
     /// Who sent the frame, and how much went before it.
@@ -343,6 +347,56 @@ impl<'a> FrameView<'a> {
     #[inline]
     pub fn seal(&self) -> Option<&'a v1::Seal> {
         self.rare.and_then(|frame| frame.seal.as_ref())
+    }
+}
+
+/// Events that lie one behind the other in their datagram.
+#[derive(Clone, Copy, Debug)]
+pub struct EventRun<'a> {
+    datagram: &'a [u8],
+    events: &'a [EventSpans],
+}
+
+impl<'a> EventRun<'a> {
+    /// How many events they are.
+    #[must_use]
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.events.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.events.is_empty()
+    }
+
+    /// Their bytes: copied into another frame, they are the same events there.
+    #[must_use]
+    #[inline]
+    pub fn bytes(&self) -> &'a [u8] {
+        match self.events {
+            [] => &[],
+            [first, .., last] => first.whole.up_to(last.whole).of(self.datagram),
+            [only] => only.whole.of(self.datagram),
+        }
+    }
+
+    /// The first ones, as many as have at most `bytes_max` together, and the others.
+    #[must_use]
+    pub fn split_at_bytes(self, bytes_max: usize) -> (Self, Self) {
+        let start = self.events.first().map_or(0, |e| e.whole.range().start);
+        let fit = |event: &EventSpans| event.whole.range().end - start <= bytes_max;
+        self.split_at(self.events.partition_point(fit))
+    }
+
+    /// The first `count`, or all if they are fewer, and the others.
+    #[must_use]
+    pub fn split_at(self, count: usize) -> (Self, Self) {
+        let (first, others) = self.events.split_at(count.min(self.events.len()));
+        let part = |events| EventRun { events, ..self };
+        (part(first), part(others))
     }
 }
 

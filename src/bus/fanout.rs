@@ -4,6 +4,7 @@
 //! Owns the frames' bytes. They are filled while a receive batch is read, walked by copies when
 //! it is used up, and cleared; their memory is used again.
 
+use hailmary_proto::decode::EventRun;
 use hailmary_proto::write::STAMP_BYTES_MAX;
 
 use super::limits::RETAINED_BYTES_MAX;
@@ -46,22 +47,12 @@ impl SetFrame {
     }
 
     #[inline]
-    fn append(&mut self, bytes: &[u8], events: u32, hops: u32) {
+    fn append(&mut self, bytes: &[u8], events: usize, hops: u32) {
         self.body.extend_from_slice(bytes);
-        self.events += events;
+        // A datagram has some tens of thousands at most.
+        self.events += u32::try_from(events).unwrap_or(u32::MAX);
         self.hops = self.hops.max(hops);
     }
-}
-
-/// Events that lie one behind the other in a datagram and go to the same sets.
-#[derive(Clone, Copy, Debug)]
-pub struct Run<'a> {
-    /// Their bytes, tags and lengths included.
-    pub bytes: &'a [u8],
-    /// How many they are.
-    pub events: u32,
-    /// The buses that they will have passed.
-    pub hops: u32,
 }
 
 /// The frames of one turn.
@@ -76,58 +67,41 @@ pub struct Fanout {
 }
 
 impl Fanout {
-    /// Copies a run for one set, whole where it fits, else event by event, by their `lengths`. A
-    /// set's events stay in order.
+    /// Copies a run for one set, which will have passed so many buses. A set's events stay in
+    /// order.
     #[inline]
-    pub fn push(
-        &mut self,
-        set: SetId,
-        frame_bytes: FrameBytes,
-        run: Run<'_>,
-        lengths: impl Iterator<Item = usize>,
-    ) {
-        self.bytes += run.bytes.len();
+    pub fn push(&mut self, set: SetId, frame_bytes: FrameBytes, run: EventRun<'_>, hops: u32) {
+        let bytes = run.bytes();
+        self.bytes += bytes.len();
         let body_max = (frame_bytes.target as usize).saturating_sub(STAMP_BYTES_MAX);
-        if run.bytes.len() <= self.room(set, body_max) {
-            if let Some(frame) = self.open_frame(set) {
-                frame.append(run.bytes, run.events, run.hops);
+        match self.open_frame(set) {
+            Some(frame) if frame.body.len() + bytes.len() <= body_max => {
+                frame.append(bytes, run.len(), hops);
             }
-        } else if run.events == 1 || run.bytes.len() <= body_max {
-            self.begin(set).append(run.bytes, run.events, run.hops);
-        } else {
-            self.push_each(set, body_max, run, lengths);
+            _ => self.push_parts(set, body_max, run, hops),
         }
     }
 
-    /// As many events as fit into each frame. One that fits into none has a frame alone.
+    /// Copies a run into as many frames as it takes. An event that fits into none has one alone.
     #[cold]
-    fn push_each(
-        &mut self,
-        set: SetId,
-        body_max: usize,
-        run: Run<'_>,
-        lengths: impl Iterator<Item = usize>,
-    ) {
-        let mut rest = run.bytes;
-        for length in lengths {
-            let Some((event, after)) = rest.split_at_checked(length) else {
-                return;
-            };
-            let has_room = length <= self.room(set, body_max);
-            let frame = match self.open_frame(set).filter(|_| has_room) {
-                Some(frame) => frame,
-                None => self.begin(set),
-            };
-            frame.append(event, 1, run.hops);
-            rest = after;
+    fn push_parts(&mut self, set: SetId, body_max: usize, run: EventRun<'_>, hops: u32) {
+        let mut rest = run;
+        if run.bytes().len() > body_max
+            && let Some(frame) = self.open_frame(set)
+        {
+            let (first, others) = run.split_at_bytes(body_max.saturating_sub(frame.body.len()));
+            frame.append(first.bytes(), first.len(), hops);
+            rest = others;
         }
-    }
-
-    /// Bytes that the set's open frame has left.
-    #[inline]
-    fn room(&mut self, set: SetId, body_max: usize) -> usize {
-        self.open_frame(set)
-            .map_or(0, |frame| body_max.saturating_sub(frame.body.len()))
+        while !rest.is_empty() {
+            let (fitting, others) = rest.split_at_bytes(body_max);
+            let (part, others) = match fitting.is_empty() {
+                true => rest.split_at(1),
+                false => (fitting, others),
+            };
+            self.begin(set).append(part.bytes(), part.len(), hops);
+            rest = others;
+        }
     }
 
     #[inline]

@@ -8,7 +8,7 @@ use std::ops::Range;
 use hailmary_proto::decode::{EventView, FrameView};
 
 use super::access::{Access, Rights};
-use super::fanout::{Fanout, Run};
+use super::fanout::Fanout;
 use super::routes::{RouteId, Routes};
 use super::subscribers::Subscribers;
 use super::tally::EventTally;
@@ -30,8 +30,8 @@ pub struct Intake<'a> {
 /// Neighbouring events of a frame that go to the same sets.
 struct Neighbours {
     route: RouteId,
-    /// Their bytes, as a range of the datagram.
-    range: Range<usize>,
+    /// Where in the datagram the last one ends.
+    end: usize,
     /// Which events of the frame they are.
     events: Range<usize>,
 }
@@ -48,11 +48,11 @@ impl Neighbours {
     ) -> bool {
         let range = event.range();
         let fits = self.events.end == index
-            && self.range.end == range.start
+            && self.end == range.start
             && (self.route == route || have_same_sets(routes, self.route, route));
         if fits {
             self.events.end += 1;
-            self.range.end = range.end;
+            self.end = range.end;
         }
         fits
     }
@@ -100,7 +100,7 @@ impl Intake<'_> {
             if !is_taken {
                 let next = Neighbours {
                     route,
-                    range: event.range(),
+                    end: event.range().end,
                     events: index..index + 1,
                 };
                 self.copy(frame, neighbours.replace(next), hops);
@@ -135,30 +135,15 @@ impl Intake<'_> {
     /// Copies neighbours for each of their sets.
     #[inline]
     fn copy(&mut self, frame: &FrameView<'_>, neighbours: Option<Neighbours>, hops: u32) {
-        let Some(Neighbours {
-            route,
-            range,
-            events,
-        }) = neighbours
-        else {
+        let Some(Neighbours { route, events, .. }) = neighbours else {
             return;
         };
         let Some(route) = self.routes.route(route) else {
             return;
         };
-        let run = Run {
-            bytes: frame.datagram().get(range).unwrap_or_default(),
-            events: u32::try_from(events.len()).unwrap_or(u32::MAX),
-            hops,
-        };
-        let lengths = frame
-            .events()
-            .skip(events.start)
-            .take(events.len())
-            .map(|event| event.range().len());
+        let run = frame.run(events);
         for set in &route.sets {
-            self.fanout
-                .push(set.id, set.frame_bytes, run, lengths.clone());
+            self.fanout.push(set.id, set.frame_bytes, run, hops);
         }
     }
 }

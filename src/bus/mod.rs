@@ -234,7 +234,7 @@ pub struct Bus {
     id: u64,
     random: Random,
     access: Access,
-    /// The source of the last frame that may publish anything: most frames come from it too.
+    /// The source last seen that may publish anything: most frames come from it too.
     trusted: Option<IpAddr>,
     decoder: Decoder,
     subscribers: Subscribers,
@@ -327,12 +327,16 @@ impl Bus {
         let events = frame.events().len();
         let rights = match arrival.source {
             Source::Ip(from) if self.trusted == Some(from.ip()) => Rights::All,
-            source => self.access.publish.rights(source),
+            source => {
+                let rights = self.access.publish.rights(source);
+                if let (Rights::All, Source::Ip(from)) = (rights, source) {
+                    self.trusted = Some(from.ip());
+                }
+                rights
+            }
         };
-        match (rights, arrival.source) {
-            (Rights::All, Source::Ip(from)) => self.trusted = Some(from.ip()),
-            (Rights::Nothing, _) if events > 0 => return Err(FrameDrop::NotAllowed),
-            _ => {}
+        if events > 0 && matches!(rights, Rights::Nothing) {
+            return Err(FrameDrop::NotAllowed);
         }
         let stamp = frame.stamp();
         let hops = stamp.as_ref().map_or(0, |stamp| stamp.hops);

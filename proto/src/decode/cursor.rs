@@ -45,6 +45,15 @@ impl Span {
         self.start as usize..self.end as usize
     }
 
+    /// From the start of this one to the end of a later one.
+    #[inline]
+    pub(super) fn up_to(self, last: Span) -> Self {
+        Span {
+            end: last.end,
+            ..self
+        }
+    }
+
     /// What lies there, in the datagram that the span was made for.
     #[inline]
     pub(super) fn of(self, datagram: &[u8]) -> &[u8] {
@@ -132,17 +141,17 @@ impl<'a> Cursor<'a> {
     /// A key (a field's number times 8, plus its wire type) or a length.
     #[inline(always)]
     pub(super) fn short_varint(&mut self) -> Result<u64, Malformed> {
-        let start = self.at;
-        let value = self.varint()?;
-        if self.at - start > SHORT_VARINT_BYTES_MAX {
-            return Err(Malformed::Padded);
-        }
-        Ok(value)
+        self.varint_of(SHORT_VARINT_BYTES_MAX)
     }
 
     /// A varint of 64 bits.
     #[inline(always)]
     pub(super) fn varint(&mut self) -> Result<u64, Malformed> {
+        self.varint_of(VARINT_BYTES_MAX)
+    }
+
+    #[inline(always)]
+    fn varint_of(&mut self, bytes_max: usize) -> Result<u64, Malformed> {
         let low = *self.bytes.get(self.at).ok_or(Malformed::Truncated)?;
         if low < 0x80 {
             self.at += 1;
@@ -155,10 +164,10 @@ impl<'a> Cursor<'a> {
         }
         let (value, bytes) = long_varint(self.rest());
         self.at += bytes;
-        if bytes == 0 {
-            Err(Malformed::Varint)
-        } else {
-            Ok(value)
+        match bytes {
+            0 => Err(Malformed::Varint),
+            _ if bytes > bytes_max => Err(Malformed::Padded),
+            _ => Ok(value),
         }
     }
 
