@@ -181,8 +181,11 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // What has ended already needs no signal, and what does not end by one is killed.
-        let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
+        // What has ended already gets no signal: its id may be another's by now. What does not end
+        // by one is killed.
+        if matches!(self.child.try_wait(), Ok(None)) {
+            let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
+        }
         let deadline = Instant::now() + PATIENCE;
         while matches!(self.child.try_wait(), Ok(None)) {
             if Instant::now() > deadline {
