@@ -75,7 +75,7 @@ impl Publish {
     pub fn run(&self) -> anyhow::Result<()> {
         wake_on_time();
         match self.system {
-            System::HailMary => {
+            System::HailMary | System::HailMaryPrompt => {
                 self.publish::<hailmary::HailMary>(Outlet::datagrams(self.address)?)
             }
             System::Nats => self.publish_stream::<nats::Nats>(),

@@ -47,7 +47,9 @@ impl Programs {
     /// It is not there.
     pub fn find(&self, system: System) -> Result<PathBuf, String> {
         let (program, remedy) = match system {
-            System::HailMary => (self.hailmary.as_path(), "cargo build --release"),
+            System::HailMary | System::HailMaryPrompt => {
+                (self.hailmary.as_path(), "cargo build --release")
+            }
             System::Nats => (Path::new("nats-server"), "apt-get install nats-server"),
             System::Redis => (Path::new("redis-server"), "apt-get install redis-server"),
             System::Mosquitto => (Path::new("mosquitto"), "apt-get install mosquitto"),
@@ -167,7 +169,7 @@ impl Server {
 
     fn listens(&self) -> bool {
         match self.system {
-            System::HailMary => self
+            System::HailMary | System::HailMaryPrompt => self
                 .publish
                 .to_string()
                 .parse::<Address>()
@@ -204,7 +206,7 @@ fn log_of(directory: &TempDir) -> PathBuf {
 fn free_address(system: System) -> anyhow::Result<SocketAddr> {
     let any = (Ipv4Addr::LOCALHOST, 0);
     Ok(match system {
-        System::HailMary => UdpSocket::bind(any)?.local_addr()?,
+        System::HailMary | System::HailMaryPrompt => UdpSocket::bind(any)?.local_addr()?,
         _ => TcpListener::bind(any)?.local_addr()?,
     })
 }
@@ -218,29 +220,40 @@ fn configure(
 ) -> anyhow::Result<()> {
     let port = publish.port().to_string();
     match system {
-        System::HailMary => command
-            .args(["serve", "--admin", "off", "--listen"])
-            .arg(publish.to_string()),
+        System::HailMary => hailmary(command, publish),
+        System::HailMaryPrompt => hailmary(command, publish)
+            .arg("--config")
+            .arg(file(directory, "[loop]\nlinger_us = 0\n")?),
         System::Nats => command.args(["--addr", "127.0.0.1", "--port", &port]),
         System::Redis => command
             .args(["--bind", "127.0.0.1", "--port", &port])
             .args(["--save", "", "--appendonly", "no"])
             .args(["--daemonize", "no", "--dir"])
             .arg(directory),
-        System::Mosquitto => command.arg("-c").arg(mosquitto_file(directory, &port)?),
+        System::Mosquitto => command.arg("-c").arg(file(directory, &mosquitto(&port))?),
         System::ZeroMq => command.args([publish, subscribe].map(|at| format!("tcp://{at}"))),
     };
     Ok(())
 }
 
-/// Mosquitto takes no settings but by a file. It gives up root's rights once it has read it.
-fn mosquitto_file(directory: &Path, port: &str) -> anyhow::Result<PathBuf> {
-    let file = directory.join("mosquitto.conf");
-    let text = format!(
+fn hailmary(command: &mut Command, address: SocketAddr) -> &mut Command {
+    command
+        .args(["serve", "--admin", "off", "--listen"])
+        .arg(address.to_string())
+}
+
+/// Mosquitto takes these by a file alone.
+fn mosquitto(port: &str) -> String {
+    format!(
         "listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\nset_tcp_nodelay true\n\
          log_type error\nlog_type warning\n"
-    );
-    fs::write(&file, text).context("mosquitto's configuration")?;
+    )
+}
+
+/// A file of settings. It may be read by root alone: who gives up its rights does so behind that.
+fn file(directory: &Path, text: &str) -> anyhow::Result<PathBuf> {
+    let file = directory.join("settings");
+    fs::write(&file, text).context("the file of settings")?;
     Ok(file)
 }
 

@@ -96,7 +96,7 @@ impl Subscribe {
     /// There is no broker, or it says what nobody expected.
     pub fn run(&self) -> anyhow::Result<()> {
         let tally = match self.system {
-            System::HailMary => self.take_datagrams()?,
+            System::HailMary | System::HailMaryPrompt => self.take_datagrams()?,
             System::Nats => self.take_stream::<nats::Nats>()?,
             System::Redis => self.take_stream::<resp::Redis>()?,
             System::Mosquitto => self.take_stream::<mqtt::Mqtt>()?,

@@ -5,11 +5,14 @@ use serde::{Deserialize, Serialize};
 
 /// One of the buses and brokers.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize, ValueEnum)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum System {
-    /// Hail Mary itself.
+    /// Hail Mary, with its defaults.
     #[value(name = "hailmary")]
     HailMary,
+    /// Hail Mary, whose loop never waits for a fuller batch.
+    #[value(name = "hailmary-prompt")]
+    HailMaryPrompt,
     /// NATS core, without JetStream.
     Nats,
     /// Redis Pub/Sub.
@@ -23,8 +26,9 @@ pub enum System {
 
 impl System {
     /// All of them, in the order of the tables.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::HailMary,
+        Self::HailMaryPrompt,
         Self::Nats,
         Self::Redis,
         Self::Mosquitto,
@@ -35,6 +39,7 @@ impl System {
     pub fn title(self) -> &'static str {
         match self {
             Self::HailMary => "Hail Mary",
+            Self::HailMaryPrompt => "Hail Mary, `linger_us = 0`",
             Self::Nats => "NATS",
             Self::Redis => "Redis Pub/Sub",
             Self::Mosquitto => "Mosquitto, QoS 0",
@@ -46,6 +51,7 @@ impl System {
     pub fn argument(self) -> &'static str {
         match self {
             Self::HailMary => "hailmary",
+            Self::HailMaryPrompt => "hailmary-prompt",
             Self::Nats => "nats",
             Self::Redis => "redis",
             Self::Mosquitto => "mosquitto",
