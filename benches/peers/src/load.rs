@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::publisher::Published;
+use crate::resources::Memory;
 use crate::server::{Programs, Server};
 use crate::subscriber::{DIGITS, Ending, LATENCY_NANO_MAX, READY, Received};
 use crate::system::System;
@@ -127,7 +128,7 @@ pub fn run(system: System, load: Load, programs: &Programs) -> anyhow::Result<Ou
 
 struct Broker {
     cpu_nano: u64,
-    memory: crate::resources::Memory,
+    memory: Memory,
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts far below 2^53")]
@@ -269,7 +270,6 @@ impl Drop for Client {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::resources::Memory;
 
     fn received(events: u64, last_nano: u64, latency: Vec<(u64, u64)>) -> Received {
         Received {

@@ -28,6 +28,9 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// The time between two events that are not counted.
 const REPEAT_EVERY: Duration = Duration::from_millis(5);
 
+/// How long a publisher that its broker holds up may go on behind the end of its schedule, in ns.
+const OVERTIME_NANO: u64 = 10_000_000_000;
+
 /// The most events of a run, whatever the time: what no system here reaches.
 const EVENTS_MAX: u64 = 1_000_000_000;
 
@@ -147,7 +150,8 @@ impl Schedule {
     fn wait(&self, number: u64) -> Option<u64> {
         let now = now_nano();
         let due = self.due(number).unwrap_or(now);
-        if due >= self.end_nano || number >= EVENTS_MAX {
+        let is_too_late = now >= self.end_nano.saturating_add(OVERTIME_NANO);
+        if due >= self.end_nano || is_too_late || number >= EVENTS_MAX {
             return None;
         }
         if due > now {
@@ -344,6 +348,12 @@ mod tests {
         };
         assert_eq!(schedule.wait(10), Some(schedule.start_nano + 10_000));
         assert_eq!(schedule.wait(2_000_000), None);
+        let held_up = Schedule {
+            start_nano: schedule.start_nano - OVERTIME_NANO - 2_000_000_000,
+            end_nano: schedule.start_nano - OVERTIME_NANO - 1_000_000_000,
+            ..schedule
+        };
+        assert_eq!(held_up.wait(10), None);
         let unpaced = Schedule {
             rate: 0,
             ..schedule
