@@ -122,8 +122,8 @@ impl Intake<'_> {
             return;
         };
         let run = frame.run(events);
-        for set in &route.sets {
-            self.fanout.push(set.id, set.frame_bytes, run, hops);
+        for to in &route.sets {
+            self.fanout.push(*to, run, hops);
         }
     }
 }
