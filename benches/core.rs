@@ -9,9 +9,8 @@ mod load;
 
 use divan::counter::ItemsCount;
 use divan::{Bencher, black_box};
-use hailmary::net::sys::BATCH;
 use hailmary_proto::decode::Decoder;
-use load::{Load, Shape, datagrams};
+use load::{BATCH, Load, Shape, datagrams};
 
 fn main() {
     divan::main();

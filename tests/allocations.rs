@@ -15,8 +15,8 @@ use hailmary::config::Config;
 use hailmary::ledger::{Ledger, Mailbox, Totals};
 use hailmary::net::egress::Egress;
 use hailmary::net::listener::{ListenAddress, Listener};
-use hailmary::net::sys::{BATCH, ReceiveRing};
-use load::{Load, Shape, datagrams};
+use hailmary::net::sys::{RECEIVE_BATCH_MAX, ReceiveRing};
+use load::{BATCH, Load, Shape, datagrams};
 
 /// Turns that are counted.
 const TURNS: usize = 50;
@@ -88,7 +88,7 @@ fn turns_with_sockets(shape: Shape) {
         }
         forwarder.begin_turn(&core.directory);
         egress.follow(&core.directory, Duration::ZERO).unwrap();
-        frames += ring.receive(listener.as_fd()).unwrap();
+        frames += ring.receive(listener.as_fd(), RECEIVE_BATCH_MAX).unwrap();
         for datagram in ring.datagrams() {
             ledger.count_frame(0, datagram.bytes.len());
             let arrival = Arrival {

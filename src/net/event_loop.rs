@@ -24,11 +24,12 @@ use crate::ledger::Ledger;
 use crate::logging::{Recurring, Suppressor};
 use crate::state::{Kind, Phase, State, SubscriberInfo};
 
+use super::batch_size::BatchSize;
 use super::control_queue::{ControlSender, MESSAGES_MAX, control_queue};
 use super::egress::Egress;
 use super::linger::{Found, Linger};
 use super::listener::Listener;
-use super::sys::{self, BATCH, ReceiveRing};
+use super::sys::{self, ReceiveRing};
 
 /// Turns between two looks at the poll while datagrams keep coming: a signal, and a listener
 /// that was idle, wait no longer than this many batches.
@@ -115,6 +116,7 @@ pub struct EventLoop {
     /// Whether a listener may have more, by index: the poll tells only once.
     readable: Vec<bool>,
     ring: ReceiveRing,
+    batch_size: BatchSize,
     ledger: Ledger,
     lease_events: Vec<LeaseEvent>,
     handed_over: Duration,
@@ -167,6 +169,7 @@ impl EventLoop {
         Ok(Self {
             readable: vec![true; parts.listeners.len()],
             ring: ReceiveRing::new(),
+            batch_size: BatchSize::default(),
             ledger,
             lease_events: Vec::new(),
             handed_over: Duration::ZERO,
@@ -308,7 +311,9 @@ impl EventLoop {
         let Some(listener) = self.parts.listeners.get(index) else {
             return 0;
         };
-        let taken = self.ring.receive(listener.as_fd()).unwrap_or_else(|error| {
+        let asked = self.batch_size.get();
+        let taken = self.ring.receive(listener.as_fd(), asked);
+        let taken = taken.unwrap_or_else(|error| {
             self.logs.warn(
                 Recurring::Receive,
                 || warn!(listener = listener.name(), %error, "cannot receive"),
@@ -316,12 +321,14 @@ impl EventLoop {
             0
         });
         if let Some(readable) = self.readable.get_mut(index) {
-            *readable = taken == BATCH;
+            *readable = taken == asked;
         }
         let Parts {
             forwarder, egress, ..
         } = &mut self.parts;
+        let mut bytes = 0;
         for datagram in self.ring.datagrams() {
+            bytes += datagram.bytes.len();
             self.ledger.count_frame(index, datagram.bytes.len());
             let arrival = Arrival {
                 source: datagram.source,
@@ -341,6 +348,7 @@ impl EventLoop {
                 egress.flush(forwarder, directory, &mut self.ledger);
             }
         }
+        self.batch_size.learn(taken, bytes);
         taken
     }
 

@@ -1,13 +1,11 @@
 //! How long a busy loop waits for a fuller batch, as a network card moderates interrupts.
 //!
 //! Decides and does not wait. Traffic that comes alone is never held up: only turns that keep
-//! finding several datagrams, and not a full batch, are followed by a wait. It is halved where
+//! finding several datagrams, and have taken them all, are followed by a wait. It is halved where
 //! a listener's buffer was found half full, and grows back slowly, so that no wait is so long
 //! that the buffer overflows meanwhile.
 
 use std::time::Duration;
-
-use super::sys::BATCH;
 
 /// Turns in a row that find several datagrams before the loop lingers: one such turn is chance, a
 /// few are load.
@@ -47,7 +45,7 @@ impl Linger {
         }
     }
 
-    /// How long to wait after a turn that found this.
+    /// How long to wait after a turn that found this, if it took all there was.
     pub fn after(&mut self, found: Found) -> Option<Duration> {
         self.busy_turns = match found.frames {
             0 | 1 => 0,
@@ -58,7 +56,7 @@ impl Linger {
         } else {
             self.longest.min(self.wait + self.longest / GROWTH)
         };
-        let is_load = self.busy_turns >= AFTER_TURNS && found.frames < BATCH;
+        let is_load = self.busy_turns >= AFTER_TURNS;
         (is_load && self.wait >= WAIT_MIN).then_some(self.wait)
     }
 }
@@ -88,8 +86,6 @@ mod tests {
         let mut linger = Linger::new(LONGEST);
         let waits: Vec<_> = (0..5).map(|_| linger.after(found(2))).collect();
         assert_eq!(waits, [None, None, None, Some(LONGEST), Some(LONGEST)]);
-        assert_eq!(linger.after(found(BATCH)), None, "there is more");
-        assert_eq!(linger.after(found(2)), Some(LONGEST));
         assert_eq!(linger.after(found(1)), None);
         assert_eq!(linger.after(found(2)), None, "as at first");
     }

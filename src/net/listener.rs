@@ -13,7 +13,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use crate::bus::address::Address;
 
 use super::address::to_sockaddr;
-use super::sys::{self, BATCH};
+use super::sys;
 
 /// What a datagram of up to some 1,400 bytes is charged to a receive buffer, on Linux.
 const DATAGRAM_CHARGE_BYTES: usize = 2_304;
@@ -21,6 +21,9 @@ const DATAGRAM_CHARGE_BYTES: usize = 2_304;
 /// Datagrams that a buffer holds which no wait of the loop lets overflow: twice what one core
 /// can send in the default wait.
 const LARGE_BUFFER_PLACES: usize = 512;
+
+/// Datagrams in one batch that are a crowd for every smaller buffer: with them gone, others wait.
+const CROWD_MAX: usize = 64;
 
 /// Where to listen.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -262,11 +265,10 @@ fn unix_queue_places() -> usize {
     limit.map_or(DEFAULT, |text| text.trim().parse().unwrap_or(DEFAULT))
 }
 
-/// See [`Listener::is_crowded`]: half of a small buffer, or of a larger one a whole batch. The
-/// largest are never crowded.
+/// See [`Listener::is_crowded`]. The largest buffers are never crowded.
 fn crowd(places: usize) -> usize {
     match places {
-        ..LARGE_BUFFER_PLACES => (places / 2).min(BATCH),
+        ..LARGE_BUFFER_PLACES => (places / 2).min(CROWD_MAX),
         _ => usize::MAX,
     }
 }

@@ -1,6 +1,7 @@
 //! Around the core: sockets, batches, readiness, deadlines.
 
 pub mod address;
+pub mod batch_size;
 pub mod control_queue;
 pub mod egress;
 pub mod event_loop;
