@@ -66,6 +66,7 @@ impl ReceiveRing {
             .collect();
         for ((header, source), slice) in headers.iter_mut().zip(&mut sources).zip(&mut slices) {
             header.msg_hdr.msg_name = ptr::from_mut(source).cast();
+            header.msg_hdr.msg_namelen = SOURCE_BYTES;
             header.msg_hdr.msg_iov = slice;
             header.msg_hdr.msg_iovlen = 1;
         }
@@ -87,7 +88,8 @@ impl ReceiveRing {
     pub fn receive(&mut self, socket: BorrowedFd<'_>, count_max: usize) -> io::Result<usize> {
         debug_assert_eq!(self.slices.len(), self.headers.len());
         let asked = count_max.min(self.headers.len());
-        for header in self.headers.iter_mut().take(asked) {
+        // The kernel has written lengths into those that it filled.
+        for header in self.headers.iter_mut().take(self.taken) {
             header.msg_hdr.msg_namelen = SOURCE_BYTES;
         }
         self.taken = 0;
