@@ -16,10 +16,14 @@ use crate::ledger::Ledger;
 
 use super::address::to_sockaddr;
 use super::listener::open_egress;
-use super::sys::{BATCH, Outgoing, SendRing};
+use super::sys::{BATCH, Outgoing, Refused, SegmentRing, SendRing, takes_segments};
 
 /// How long to wait before a socket that could not be had is asked for again.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// Copies taken from the forwarder at a time where some may leave together: enough that 64
+/// subscribers have 16 each, which is nearly as good as more, in a hundred kilobytes.
+const WINDOW: usize = 1_024;
 
 /// Where a subscriber's datagrams go, as the kernel takes it.
 #[derive(Debug)]
@@ -27,6 +31,17 @@ struct Peer {
     of: Address,
     address: SockAddr,
     way: Way,
+    departure: Departure,
+}
+
+/// How the datagrams of a batch that are for one subscriber leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Departure {
+    /// One by one: within this host, where they are few and large, and where segments were
+    /// refused. That is remembered as long as the way is.
+    Apart,
+    /// As segments of one message.
+    Together,
 }
 
 /// By which socket.
@@ -45,12 +60,14 @@ struct Ways {
     ipv6: Option<Socket>,
     /// By [`SubscriberId::index`].
     peers: Vec<Option<Peer>>,
+    /// Whether some subscriber's copies leave together.
+    is_any_together: bool,
 }
 
 impl Ways {
     /// By which socket and where to a copy goes, if it goes at all.
     #[inline]
-    fn to(&self, copy: &FrameCopy) -> Option<(BorrowedFd<'_>, &SockAddr)> {
+    fn to(&self, copy: &FrameCopy) -> Option<(BorrowedFd<'_>, &Peer)> {
         if !copy.is_sendable {
             return None;
         }
@@ -60,18 +77,36 @@ impl Ways {
             Way::Ipv6 => self.ipv6.as_ref()?,
             Way::Unix(socket) => socket,
         };
-        Some((socket.as_fd(), &peer.address))
+        Some((socket.as_fd(), peer))
     }
 
-    /// Splits off the first copies that share a socket, or that have none.
+    /// Splits off the first copies that share a call: a socket, and where they leave together a
+    /// subscriber. Or those that have no way at all.
     fn split_run<'a>(&self, copies: &'a [FrameCopy]) -> (&'a [FrameCopy], &'a [FrameCopy]) {
-        let socket = |copy: &FrameCopy| self.to(copy).map(|(socket, _)| socket.as_raw_fd());
-        let first = copies.first().map(socket);
+        let call = |copy: &FrameCopy| {
+            let (socket, peer) = self.to(copy)?;
+            let alone = (peer.departure == Departure::Together).then_some(copy.subscriber);
+            Some((socket.as_raw_fd(), alone))
+        };
+        let first = copies.first().map(call);
         let length = copies
             .iter()
-            .take_while(|copy| Some(socket(copy)) == first)
+            .take(BATCH)
+            .take_while(|copy| Some(call(copy)) == first)
             .count();
         copies.split_at(length)
+    }
+}
+
+impl Ways {
+    /// From now on copies for the subscriber of these leave one by one.
+    #[cold]
+    fn part(&mut self, copies: &[FrameCopy]) {
+        let index = copies.first().map(|copy| copy.subscriber.index());
+        let place = index.and_then(|index| self.peers.get_mut(index));
+        if let Some(Some(peer)) = place {
+            peer.departure = Departure::Apart;
+        }
     }
 }
 
@@ -85,8 +120,9 @@ pub struct Egress {
     retry_at: Option<Duration>,
     send_buffer_bytes: usize,
     ring: SendRing,
+    segments: SegmentRing,
     copies: Vec<FrameCopy>,
-    outcomes: Vec<io::Result<()>>,
+    outcomes: Vec<io::Result<usize>>,
 }
 
 impl Egress {
@@ -107,11 +143,13 @@ impl Egress {
                 ipv4,
                 ipv6,
                 peers: Vec::new(),
+                is_any_together: false,
             },
             generation: 0,
             retry_at: None,
             send_buffer_bytes,
             ring: SendRing::new(),
+            segments: SegmentRing::new(),
             copies: Vec::with_capacity(BATCH),
             outcomes: Vec::with_capacity(BATCH),
         })
@@ -164,6 +202,8 @@ impl Egress {
                 }
             }
         }
+        let is_together = |peer: &Peer| peer.departure == Departure::Together;
+        self.ways.is_any_together = peers.iter().flatten().any(is_together);
         self.ways.peers = peers;
         result
     }
@@ -174,10 +214,22 @@ impl Egress {
             Address::Ip(_) => Way::Ipv6,
             Address::Unix(_) => Way::Unix(open_egress(Domain::UNIX, self.send_buffer_bytes)?),
         };
+        let socket = match &way {
+            Way::Ipv4 => self.ways.ipv4.as_ref(),
+            Way::Ipv6 => self.ways.ipv6.as_ref(),
+            Way::Unix(_) => None,
+        };
+        let departure = match socket {
+            Some(socket) if !address.is_local() && takes_segments(socket.as_fd()) => {
+                Departure::Together
+            }
+            _ => Departure::Apart,
+        };
         Ok(Peer {
             of: address.clone(),
             address: to_sockaddr(address)?,
             way,
+            departure,
         })
     }
 
@@ -185,7 +237,12 @@ impl Egress {
     pub fn flush(&mut self, forwarder: &mut Forwarder, directory: &Directory, ledger: &mut Ledger) {
         let mut copies = std::mem::take(&mut self.copies);
         loop {
-            forwarder.poll_copies(directory, &mut copies, BATCH);
+            if self.ways.is_any_together {
+                forwarder.poll_copies(directory, &mut copies, WINDOW);
+                copies.sort_unstable_by_key(FrameCopy::by_subscriber);
+            } else {
+                forwarder.poll_copies(directory, &mut copies, BATCH);
+            }
             if copies.is_empty() {
                 break;
             }
@@ -211,7 +268,7 @@ impl Egress {
         ledger: &mut Ledger,
         drop: impl Fn(&FrameCopy, CopyDrop, &mut Ledger),
     ) {
-        let Some((socket, _)) = run.first().and_then(|copy| self.ways.to(copy)) else {
+        let Some((socket, peer)) = run.first().and_then(|copy| self.ways.to(copy)) else {
             for copy in run {
                 let reason = if copy.is_sendable {
                     CopyDrop::Unreachable
@@ -222,21 +279,32 @@ impl Egress {
             }
             return;
         };
-        let datagrams = run.iter().filter_map(|copy| {
-            let (_, to) = self.ways.to(copy)?;
-            Some(Outgoing {
-                to,
-                head: copy.stamp(),
-                body: forwarder.body(copy),
-            })
-        });
-        self.ring.send(socket, datagrams, &mut self.outcomes);
+        match peer.departure {
+            Departure::Apart => {
+                let datagrams = run.iter().filter_map(|copy| {
+                    let (_, peer) = self.ways.to(copy)?;
+                    Some(Outgoing {
+                        to: &peer.address,
+                        head: copy.stamp(),
+                        body: forwarder.body(copy),
+                    })
+                });
+                self.ring.send(socket, datagrams, &mut self.outcomes);
+            }
+            Departure::Together => {
+                let datagrams = run.iter().map(|copy| [copy.stamp(), forwarder.body(copy)]);
+                let to = &peer.address;
+                let result = self
+                    .segments
+                    .send(socket, to, datagrams, &mut self.outcomes);
+                if result == Err(Refused) {
+                    self.ways.part(run);
+                }
+            }
+        }
         for (copy, outcome) in run.iter().zip(&self.outcomes) {
             match outcome {
-                Ok(()) => {
-                    let bytes = copy.stamp().len() + forwarder.body(copy).len();
-                    ledger.count_sent(copy.series, copy.events, bytes);
-                }
+                Ok(bytes) => ledger.count_sent(copy.series, copy.events, *bytes),
                 Err(error) => drop(copy, reason(error), ledger),
             }
         }
