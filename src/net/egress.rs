@@ -80,21 +80,31 @@ impl Ways {
         Some((socket.as_fd(), peer))
     }
 
-    /// Splits off the first copies that share a call: a socket, and where they leave together a
-    /// subscriber. Or those that have no way at all.
-    fn split_run<'a>(&self, copies: &'a [FrameCopy]) -> (&'a [FrameCopy], &'a [FrameCopy]) {
-        let call = |copy: &FrameCopy| {
+    /// Splits off the first copies that share a call, and says how they leave: those for one
+    /// subscriber that has several, or else those that share a socket, or that have no way.
+    fn split_run<'a>(
+        &self,
+        copies: &'a [FrameCopy],
+    ) -> (Departure, &'a [FrameCopy], &'a [FrameCopy]) {
+        let call = |(index, copy): (usize, &FrameCopy)| {
             let (socket, peer) = self.to(copy)?;
-            let alone = (peer.departure == Departure::Together).then_some(copy.subscriber);
-            Some((socket.as_raw_fd(), alone))
+            let is_beside = |index: usize| {
+                let other = copies.get(index);
+                other.is_some_and(|other| other.subscriber == copy.subscriber)
+            };
+            let has_company = peer.departure == Departure::Together
+                && (is_beside(index + 1) || is_beside(index.wrapping_sub(1)));
+            Some((socket.as_raw_fd(), has_company.then_some(copy.subscriber)))
         };
-        let first = copies.first().map(call);
-        let length = copies
-            .iter()
-            .take(BATCH)
-            .take_while(|copy| Some(call(copy)) == first)
-            .count();
-        copies.split_at(length)
+        let mut calls = copies.iter().enumerate().take(BATCH).map(call);
+        let first = calls.next();
+        let length = 1 + calls.take_while(|call| Some(*call) == first).count();
+        let departure = match first {
+            Some(Some((_, Some(_)))) => Departure::Together,
+            _ => Departure::Apart,
+        };
+        let (run, rest) = copies.split_at(length.min(copies.len()));
+        (departure, run, rest)
     }
 }
 
@@ -252,8 +262,8 @@ impl Egress {
             };
             let mut rest = copies.as_slice();
             while !rest.is_empty() {
-                let (run, after) = self.ways.split_run(rest);
-                self.send_run(run, forwarder, ledger, drop);
+                let (departure, run, after) = self.ways.split_run(rest);
+                self.send_run(departure, run, forwarder, ledger, drop);
                 rest = after;
             }
         }
@@ -263,6 +273,7 @@ impl Egress {
 
     fn send_run(
         &mut self,
+        departure: Departure,
         run: &[FrameCopy],
         forwarder: &Forwarder,
         ledger: &mut Ledger,
@@ -279,7 +290,7 @@ impl Egress {
             }
             return;
         };
-        match peer.departure {
+        match departure {
             Departure::Apart => {
                 let datagrams = run.iter().filter_map(|copy| {
                     let (_, peer) = self.ways.to(copy)?;
