@@ -21,8 +21,8 @@ use super::sys::{BATCH, Outgoing, Refused, SegmentRing, SendRing, takes_segments
 /// How long to wait before a socket that could not be had is asked for again.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Copies taken from the forwarder at a time where some may leave together: enough that 64
-/// subscribers have 16 each, which is nearly as good as more, in a hundred kilobytes.
+/// Copies taken from the forwarder at a time where some may leave together: 16 for each of 64
+/// subscribers, more of which save little more, in about a hundred kilobytes.
 const WINDOW: usize = 1_024;
 
 /// Where a subscriber's datagrams go, as the kernel takes it.
@@ -37,10 +37,10 @@ struct Peer {
 /// How the datagrams of a batch that are for one subscriber leave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Departure {
-    /// One by one: within this host, where they are few and large, and where segments were
-    /// refused. That is remembered as long as the way is.
+    /// One by one: within this host, where they are few and large, and where the card or the
+    /// kernel has refused segments, which is remembered as long as the way is.
     Apart,
-    /// As segments of one message.
+    /// As segments of one message, where there are several.
     Together,
 }
 
@@ -72,12 +72,16 @@ impl Ways {
             return None;
         }
         let peer = self.peers.get(copy.subscriber.index())?.as_ref()?;
-        let socket = match &peer.way {
-            Way::Ipv4 => self.ipv4.as_ref()?,
-            Way::Ipv6 => self.ipv6.as_ref()?,
-            Way::Unix(socket) => socket,
-        };
-        Some((socket.as_fd(), peer))
+        Some((self.socket(&peer.way)?.as_fd(), peer))
+    }
+
+    #[inline]
+    fn socket<'a>(&'a self, way: &'a Way) -> Option<&'a Socket> {
+        match way {
+            Way::Ipv4 => self.ipv4.as_ref(),
+            Way::Ipv6 => self.ipv6.as_ref(),
+            Way::Unix(socket) => Some(socket),
+        }
     }
 
     /// Splits off the first copies that share a call, and says how they leave: those for one
@@ -106,9 +110,7 @@ impl Ways {
         let (run, rest) = copies.split_at(length.min(copies.len()));
         (departure, run, rest)
     }
-}
 
-impl Ways {
     /// From now on copies for the subscriber of these leave one by one.
     #[cold]
     fn part(&mut self, copies: &[FrameCopy]) {
@@ -224,12 +226,7 @@ impl Egress {
             Address::Ip(_) => Way::Ipv6,
             Address::Unix(_) => Way::Unix(open_egress(Domain::UNIX, self.send_buffer_bytes)?),
         };
-        let socket = match &way {
-            Way::Ipv4 => self.ways.ipv4.as_ref(),
-            Way::Ipv6 => self.ways.ipv6.as_ref(),
-            Way::Unix(_) => None,
-        };
-        let departure = match socket {
+        let departure = match self.ways.socket(&way) {
             Some(socket) if !address.is_local() && takes_segments(socket.as_fd()) => {
                 Departure::Together
             }

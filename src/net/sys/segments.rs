@@ -233,3 +233,51 @@ pub fn takes_segments(socket: BorrowedFd<'_>) -> bool {
     };
     result == 0
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn datagrams_group_while_they_are_nearly_of_one_length() {
+        for (lengths, expected) in [
+            (&[10][..], (1, 10)),
+            (&[10, 10, 5], (3, 10)),
+            (&[10, 5, 10], (3, 10)),
+            (&[5, 10, 7], (3, 10)),
+            (&[10, 9, 10], (2, 10)),
+            (&[9, 10], (1, 9)),
+            (&[500, 244, 500], (3, 500)),
+            (&[500, 243, 500], (2, 500)),
+            (&[243, 500], (1, 243)),
+            (&[0, 5], (2, 5)),
+            (&[0, 0], (1, 0)),
+            (&[5, 0], (1, 5)),
+            (&[65_507], (1, 65_507)),
+            (&[65_507, 1], (1, 65_507)),
+            (&[32_753, 32_753, 1], (2, 32_753)),
+            (&[1_400; BATCH], (46, 1_400)),
+            (&[1_000; BATCH], (BATCH, 1_000)),
+        ] {
+            assert_eq!(group(lengths), expected, "{lengths:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_group_is_what_the_kernel_takes(
+            lengths in prop::collection::vec(prop_oneof![0_usize..300, 1_200..1_400_usize, 0..70_000_usize], 1..=BATCH),
+        ) {
+            let (segments, segment_bytes) = group(&lengths);
+            let group = &lengths[..segments];
+            prop_assert_eq!(group.iter().max(), Some(&segment_bytes));
+            if segments > 1 {
+                prop_assert!(segments * segment_bytes <= MESSAGE_BYTES_MAX);
+                let (last, padded) = group.split_last().unwrap();
+                prop_assert!(*last > 0);
+                prop_assert!(padded.iter().all(|length| can_pad(segment_bytes - length)));
+            }
+        }
+    }
+}
