@@ -3,6 +3,7 @@
 
 pub(crate) const FRAME_EVENT: u64 = 0x0A;
 pub(crate) const FRAME_STAMP: u64 = 0x12;
+pub(crate) const FRAME_PADDING: u64 = 0x7A;
 
 pub(crate) const EVENT_TOPIC: u64 = 0x0A;
 pub(crate) const EVENT_PAYLOAD: u64 = 0x12;

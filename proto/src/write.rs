@@ -343,6 +343,40 @@ pub fn pad(frame: &mut v1::Frame, to_bytes: usize) {
     }
 }
 
+/// The shortest padding field, in bytes.
+pub const PADDING_FIELD_BYTES_MIN: usize = 2;
+
+/// Makes all of `field` one padding field, of [`PADDING_FIELD_BYTES_MIN`] to 16,386 bytes. What it
+/// pads with is what was there: readers ignore it.
+///
+/// ```
+/// use hailmary_proto::{v1, write::write_padding};
+/// use prost::Message;
+///
+/// for bytes in 2..=16_386 {
+///     let mut field = vec![0; bytes];
+///     write_padding(&mut field);
+///     let frame = v1::Frame::decode(&field[..])?;
+///     assert!(bytes - frame.padding.len() <= 3);
+/// }
+/// # Ok::<(), prost::DecodeError>(())
+/// ```
+pub fn write_padding(field: &mut [u8]) {
+    const ONE_BYTE_LENGTH_MAX: usize = 0x7f;
+    match field {
+        [key, length, padding @ ..] if padding.len() <= ONE_BYTE_LENGTH_MAX => {
+            [*key, *length] = [key::FRAME_PADDING, padding.len() as u64].map(low_seven_bits);
+        }
+        [key, low, high, padding @ ..] => {
+            // One length, 127, is spelled with a byte more than it takes, which readers accept.
+            let length = padding.len() as u64;
+            [*key, *low, *high] = [key::FRAME_PADDING, length, length >> 7].map(low_seven_bits);
+            *low |= 0x80;
+        }
+        _ => {}
+    }
+}
+
 /// The shortest padding, at least 1, whose field has this many bytes or more.
 fn padding_bytes(field_bytes: usize) -> usize {
     let most = field_bytes.saturating_sub(2).max(1);

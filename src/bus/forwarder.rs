@@ -42,6 +42,13 @@ impl FrameCopy {
     pub fn stamp(&self) -> &[u8] {
         self.stamp.as_slice()
     }
+
+    /// What brings each subscriber's copies together when copies are sorted by it, and keeps
+    /// them in their order.
+    #[must_use]
+    pub fn by_subscriber(&self) -> (usize, usize) {
+        (self.subscriber.index(), self.frame)
+    }
 }
 
 /// A control message, for the registrar.

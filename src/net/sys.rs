@@ -17,10 +17,14 @@ use crate::bus::address::Source;
 mod batch;
 #[cfg(all(target_os = "linux", not(feature = "portable")))]
 pub use batch::{ReceiveRing, SendRing};
+#[cfg(all(target_os = "linux", not(feature = "portable")))]
+mod segments;
+#[cfg(all(target_os = "linux", not(feature = "portable")))]
+pub use segments::{SegmentRing, takes_segments};
 #[cfg(any(not(target_os = "linux"), feature = "portable"))]
 mod portable;
 #[cfg(any(not(target_os = "linux"), feature = "portable"))]
-pub use portable::{ReceiveRing, SendRing};
+pub use portable::{ReceiveRing, SegmentRing, SendRing, takes_segments};
 
 /// Most datagrams taken by one call.
 pub const RECEIVE_BATCH_MAX: usize = 128;
@@ -52,6 +56,10 @@ pub struct Outgoing<'a> {
     /// The rest.
     pub body: &'a [u8],
 }
+
+/// A way takes no segments, so that datagrams for it leave one by one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refused;
 
 /// The kernel's account of a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

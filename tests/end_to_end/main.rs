@@ -20,6 +20,8 @@ mod life;
 mod logs;
 mod order;
 mod restart;
+#[cfg(target_os = "linux")]
+mod segments;
 #[path = "../support/mod.rs"]
 mod support;
 mod workers;

@@ -320,7 +320,12 @@ pub struct Subscribing {
 impl Subscribing {
     /// Starts one and waits for its lease.
     pub fn start(bus: &str, arguments: &[&str]) -> Self {
-        let mut child = hailmary()
+        Self::start_by(hailmary(), bus, arguments)
+    }
+
+    /// Starts one by a command that starts the program.
+    pub fn start_by(mut program: Command, bus: &str, arguments: &[&str]) -> Self {
+        let mut child = program
             .args(["sub", "--from", bus])
             .args(arguments)
             .stdout(Stdio::piped())

@@ -212,12 +212,12 @@ impl SendRing {
     }
 
     /// Hands over up to [`SEND_BATCH_MAX`] datagrams without waiting, in order. `outcomes` then has one
-    /// entry for each: whether the kernel took it, or what it said of that very datagram.
+    /// entry for each: the bytes that the kernel took, or what it said of that very datagram.
     pub fn send<'a>(
         &mut self,
         socket: BorrowedFd<'_>,
         datagrams: impl Iterator<Item = Outgoing<'a>>,
-        outcomes: &mut Vec<io::Result<()>>,
+        outcomes: &mut Vec<io::Result<usize>>,
     ) {
         outcomes.clear();
         let mut count = 0;
@@ -236,12 +236,25 @@ impl SendRing {
             let Some(rest) = self.headers.get_mut(outcomes.len()..count) else {
                 return;
             };
-            match send_some(socket, rest).or_else(|error| retry(socket, rest, error)) {
-                Ok(sent) => outcomes.extend((0..sent).map(|_| Ok(()))),
+            match send_first(socket, rest) {
+                Ok(sent) => {
+                    let sent = rest.iter().take(sent);
+                    outcomes.extend(sent.map(|header| Ok(header.msg_len as usize)));
+                }
                 Err(error) => outcomes.push(Err(error)),
             }
         }
     }
+}
+
+/// Sends the first of these, at least one: an error is always the first one's. They are to be
+/// filled with pointers to what is borrowed for the whole call.
+#[inline]
+pub(super) fn send_first(
+    socket: BorrowedFd<'_>,
+    headers: &mut [libc::mmsghdr],
+) -> io::Result<usize> {
+    send_some(socket, headers).or_else(|error| retry(socket, headers, error))
 }
 
 /// Tries once more where the error may have been an earlier datagram's: an ICMP error waits in
@@ -259,12 +272,12 @@ fn retry(
     }
 }
 
-/// Sends the first of these, at least one: an error is always the first one's.
 fn send_some(socket: BorrowedFd<'_>, headers: &mut [libc::mmsghdr]) -> io::Result<usize> {
     let count = libc::c_uint::try_from(headers.len()).unwrap_or_default();
     loop {
-        // SAFETY: called by `send` alone, which has just filled these headers with pointers to
-        // what its caller lends it for the whole call. The kernel only reads through them.
+        // SAFETY: called by the `send`s of the two rings alone, which have just filled these
+        // headers with pointers to what their caller lends them for the whole call, or to what is
+        // theirs. The kernel only reads through them.
         let sent = unsafe {
             libc::sendmmsg(
                 socket.as_raw_fd(),

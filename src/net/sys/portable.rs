@@ -10,7 +10,9 @@ use socket2::{SockAddr, SockRef};
 use crate::bus::address::{Address, Source};
 use crate::net::address::canonical;
 
-use super::{DATAGRAM_BUFFER_BYTES, Outgoing, RECEIVE_BATCH_MAX, Received, SEND_BATCH_MAX};
+use super::{
+    DATAGRAM_BUFFER_BYTES, Outgoing, RECEIVE_BATCH_MAX, Received, Refused, SEND_BATCH_MAX,
+};
 
 /// One received datagram.
 #[derive(Debug)]
@@ -135,12 +137,12 @@ impl SendRing {
     }
 
     /// Hands over up to [`SEND_BATCH_MAX`] datagrams without waiting, in order. `outcomes` then has one
-    /// entry for each: whether the kernel took it, or what it said of that very datagram.
+    /// entry for each: the bytes that the kernel took, or what it said of that very datagram.
     pub fn send<'a>(
         &mut self,
         socket: BorrowedFd<'_>,
         datagrams: impl Iterator<Item = Outgoing<'a>>,
-        outcomes: &mut Vec<io::Result<()>>,
+        outcomes: &mut Vec<io::Result<usize>>,
     ) {
         outcomes.clear();
         let socket = SockRef::from(&socket);
@@ -156,12 +158,49 @@ impl SendRing {
     }
 }
 
-fn send_one(socket: &SockRef<'_>, datagram: &Outgoing<'_>) -> io::Result<()> {
+/// Sends datagrams to one destination as to any.
+#[derive(Debug, Default)]
+pub struct SegmentRing(SendRing);
+
+impl SegmentRing {
+    /// Needs no memory.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Hands over up to [`SEND_BATCH_MAX`] datagrams, each in two parts, without waiting, in order.
+    /// `outcomes` then has one entry for each: the bytes that the kernel took, or what it said of
+    /// that very datagram.
+    ///
+    /// # Errors
+    ///
+    /// Always that the way takes no segments, which says nothing of the outcomes.
+    pub fn send<'a>(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        to: &'a SockAddr,
+        datagrams: impl Iterator<Item = [&'a [u8]; 2]>,
+        outcomes: &mut Vec<io::Result<usize>>,
+    ) -> Result<(), Refused> {
+        let outgoing = datagrams.map(|[head, body]| Outgoing { to, head, body });
+        self.0.send(socket, outgoing, outcomes);
+        Err(Refused)
+    }
+}
+
+/// Segments are sent by no library call.
+#[must_use]
+pub fn takes_segments(_socket: BorrowedFd<'_>) -> bool {
+    false
+}
+
+fn send_one(socket: &SockRef<'_>, datagram: &Outgoing<'_>) -> io::Result<usize> {
     let parts = [datagram.head, datagram.body].map(io::IoSlice::new);
     loop {
         match socket.send_to_vectored_with_flags(&parts, datagram.to, libc::MSG_DONTWAIT) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            result => return result.map(|_| ()),
+            result => return result,
         }
     }
 }

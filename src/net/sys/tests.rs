@@ -6,6 +6,8 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixDatagram;
 use std::time::Instant;
 
+use hailmary_proto::v1::Frame;
+use prost::Message;
 use socket2::{Domain, SockRef, Socket, Type};
 
 use super::*;
@@ -66,18 +68,20 @@ fn send(
     ring: &mut SendRing,
     socket: BorrowedFd<'_>,
     datagrams: &[(&SockAddr, &[u8])],
-) -> Vec<io::Result<()>> {
+) -> Vec<io::Result<usize>> {
     let outgoing = datagrams.iter().map(|(to, bytes)| {
         let (head, body) = bytes.split_at(bytes.len().min(1));
         Outgoing { to, head, body }
     });
-    let mut outcomes = vec![Ok(())];
+    let mut outcomes = vec![Ok(0)];
     ring.send(socket, outgoing, &mut outcomes);
     outcomes
 }
 
-/// What became of each: "sent", or the error's number.
-fn told(outcomes: &[io::Result<()>]) -> Vec<Result<(), Option<i32>>> {
+/// What became of one: the bytes sent, or the error's number.
+type Told = Result<usize, Option<i32>>;
+
+fn told(outcomes: &[io::Result<usize>]) -> Vec<Told> {
     let number = |error: &io::Error| error.raw_os_error();
     outcomes
         .iter()
@@ -212,9 +216,9 @@ fn a_batch_is_bounded_and_an_empty_datagram_is_one() {
     let (sender, _) = udp(IPV4);
     let mut sending = SendRing::new();
     let outcomes = send(&mut sending, sender.as_fd(), &datagrams);
-    assert_eq!(told(&outcomes), [Ok(()); SEND_BATCH_MAX]);
+    assert_eq!(told(&outcomes), [Ok(0); SEND_BATCH_MAX]);
     let outcomes = send(&mut sending, sender.as_fd(), &datagrams[..MORE]);
-    assert_eq!(told(&outcomes), [Ok(()); MORE]);
+    assert_eq!(told(&outcomes), [Ok(0); MORE]);
     assert_eq!(send(&mut sending, sender.as_fd(), &[]).len(), 0);
 
     let mut taken = Vec::new();
@@ -246,7 +250,7 @@ fn a_datagram_that_is_too_large_is_the_only_one_lost() {
             let too_large = Err(Some(libc::EMSGSIZE));
             assert_eq!(
                 told(&outcomes),
-                [Ok(()), too_large, Ok(()), too_large, too_large, Ok(())]
+                [Ok(1), too_large, Ok(2), too_large, too_large, Ok(3)]
             );
             let received = receive(&mut ReceiveRing::new(), receiver.as_fd(), 3);
             let bytes: Vec<_> = received.into_iter().map(|(bytes, _)| bytes).collect();
@@ -327,7 +331,7 @@ fn a_full_unix_queue_is_its_receivers_alone() {
             .map(|outcome| outcome.as_ref().map_err(io::Error::kind))
             .collect();
         let (blocked, absent) = (Err(ErrorKind::WouldBlock), Err(ErrorKind::NotFound));
-        assert_eq!(kinds, [blocked, Ok(&()), absent, blocked, Ok(&())]);
+        assert_eq!(kinds, [blocked, Ok(&1), absent, blocked, Ok(&1)]);
         receive(&mut ReceiveRing::new(), live.as_fd(), 2);
     }
     receive(&mut ReceiveRing::new(), full.as_fd(), queued);
@@ -380,4 +384,144 @@ fn a_wait_ends_when_something_is_there() {
     // And without anything there, when its time is over.
     receive(&mut ReceiveRing::new(), socket.as_fd(), 1);
     wait_readable(socket.as_fd(), Duration::from_micros(1));
+}
+
+/// Frames of so many bytes, each of a letter of its own.
+fn lettered(lengths: &[usize]) -> Vec<Vec<u8>> {
+    let letters = (b'a'..=b'z').cycle();
+    let frame = |(length, letter)| vec![letter; length];
+    lengths.iter().copied().zip(letters).map(frame).collect()
+}
+
+/// Sends them to one destination as segments.
+fn send_segments(
+    ring: &mut SegmentRing,
+    socket: BorrowedFd<'_>,
+    to: &SockAddr,
+    frames: &[Vec<u8>],
+) -> (Result<(), Refused>, Vec<Told>) {
+    let parts = frames.iter().map(|frame| {
+        let (head, body) = frame.split_at(frame.len().min(20));
+        [head, body]
+    });
+    let mut outcomes = vec![Ok(7)];
+    let result = ring.send(socket, to, parts, &mut outcomes);
+    (result, told(&outcomes))
+}
+
+fn received(socket: &UdpSocket, count: usize) -> Vec<Vec<u8>> {
+    let all = receive(&mut ReceiveRing::new(), socket.as_fd(), count);
+    all.into_iter().map(|(bytes, _)| bytes).collect()
+}
+
+#[test]
+fn segments_arrive_as_the_datagrams_that_they_were() {
+    let many: Vec<usize> = (0..SEND_BATCH_MAX)
+        .map(|index| 1_400 - index % 7 * 20)
+        .collect();
+    for lengths in [
+        &[1_400; 5][..],
+        &[1_400, 1_400, 30],
+        // All but the last of a message are padded, by the least, by one length's limit, by most.
+        &[1_398, 1_271, 1_270, 1_269, 1_144, 1_400, 9],
+        // By 1 cannot be padded, nor by more than it saves.
+        &[1_399, 1_400, 1_000, 1_400, 0, 0, 5, 5],
+        // Of more bytes than a message has.
+        &[60_000, 60_000, 30_000, 30_000, 30_000],
+        &many,
+    ] {
+        for address in loopbacks() {
+            let (receiver, to) = udp(address);
+            SockRef::from(&receiver)
+                .set_recv_buffer_size(1 << 20)
+                .unwrap();
+            let to = SockAddr::from(to);
+            let socket = egress(to.as_socket().unwrap());
+            let frames = lettered(lengths);
+            let mut ring = SegmentRing::new();
+            for _ in 0..2 {
+                let (result, outcomes) = send_segments(&mut ring, socket.as_fd(), &to, &frames);
+                let is_known = takes_segments(socket.as_fd());
+                assert_eq!(result, if is_known { Ok(()) } else { Err(Refused) });
+                let datagrams = received(&receiver, frames.len());
+                for ((datagram, frame), outcome) in datagrams.iter().zip(&frames).zip(outcomes) {
+                    assert_eq!(outcome, Ok(datagram.len()));
+                    let (bytes, padding) = datagram.split_at(frame.len());
+                    assert_eq!(bytes, frame);
+                    let rest = Frame::decode(padding).unwrap();
+                    assert!(rest.events.is_empty() && rest.stamp.is_none());
+                    assert!(padding.len() <= 256, "{}", padding.len());
+                }
+            }
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn what_is_refused_as_segments_goes_as_datagrams_once() {
+    let (receiver, to) = udp(IPV4);
+    let to = SockAddr::from(to);
+    let socket = egress(to.as_socket().unwrap());
+    // The kernel sends no segments without checksums.
+    set_int(socket.as_fd(), libc::SOL_SOCKET, libc::SO_NO_CHECK, 1).unwrap();
+    let frames = lettered(&[100, 90, 100, 20, 500, 70_000, 500, 30]);
+    let mut ring = SegmentRing::new();
+    for _ in 0..2 {
+        let (result, outcomes) = send_segments(&mut ring, socket.as_fd(), &to, &frames);
+        assert_eq!(result, Err(Refused));
+        let outcome = |frame: &Vec<u8>| match frame.len() {
+            70_000 => Err(Some(libc::EMSGSIZE)),
+            length => Ok(length),
+        };
+        assert!(outcomes.into_iter().eq(frames.iter().map(outcome)));
+        let sent: Vec<_> = frames
+            .iter()
+            .filter(|frame| frame.len() < 70_000)
+            .cloned()
+            .collect();
+        assert_eq!(received(&receiver, sent.len()), sent);
+    }
+    assert_eq!(
+        ReceiveRing::new()
+            .receive(receiver.as_fd(), RECEIVE_BATCH_MAX)
+            .unwrap(),
+        0
+    );
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn an_error_of_segments_is_that_of_their_message() {
+    let socket = egress(([127, 0, 0, 1], 9).into());
+    let mut ring = SegmentRing::new();
+    // The second is in no message with others.
+    let frames = lettered(&[100, 70_000, 100, 100, 100]);
+    // Broadcasts take a permission that the socket does not have.
+    let to = SockAddr::from(SocketAddr::from(([255, 255, 255, 255], 9)));
+    let (result, outcomes) = send_segments(&mut ring, socket.as_fd(), &to, &frames);
+    let is_known = takes_segments(socket.as_fd());
+    assert_eq!(result, if is_known { Ok(()) } else { Err(Refused) });
+    let (denied, too_large) = (Err(Some(libc::EACCES)), Err(Some(libc::EMSGSIZE)));
+    assert_eq!(outcomes, [denied, too_large, denied, denied, denied]);
+}
+
+#[test]
+fn a_dead_port_fails_no_segments_to_a_live_one() {
+    for address in loopbacks() {
+        let (receiver, to) = udp(address);
+        let to = SockAddr::from(to);
+        let holder = connected(address);
+        let dead = SockAddr::from(holder.local_addr().unwrap());
+        let socket = egress(to.as_socket().unwrap());
+        let mut ring = SegmentRing::new();
+        let frames = lettered(&[50, 50, 40]);
+        for _ in 0..100 {
+            let (_, outcomes) = send_segments(&mut ring, socket.as_fd(), &dead, &frames);
+            assert_eq!(outcomes.len(), 3);
+            let (_, outcomes) = send_segments(&mut ring, socket.as_fd(), &to, &frames);
+            assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
+            assert_eq!(received(&receiver, 3).len(), 3);
+        }
+    }
 }
