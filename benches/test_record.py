@@ -40,6 +40,8 @@ class Figures(unittest.TestCase):
         cases |= {999.6: "1.00k", 12_345: "12.3k", 999_600: "1.00M", 33_000_000: "33.0M"}
         for value, words in cases.items():
             self.assertEqual(figures.short(value), words)
+        for value, words in {1.234: "1.23", 999.4: "999", 999.6: "1,000", 12_345: "12,300"}.items():
+            self.assertEqual(figures.plain(value), words)
 
 
 class Parsing(unittest.TestCase):
@@ -145,6 +147,7 @@ class Page(unittest.TestCase):
         return {
             "machine": machine.machine(),
             "sources": {"commit": "c0ffee", "is_changed": False, "rustc": "rustc"},
+            "build": "release",
             **{"command": "record", "begin": "then", "end": "now", "rounds": 1, "seconds": 1.0},
             **{"load_begin": [0, 0, 0], "load_end": [1, 1, 1]},
             "has_yardstick": "yardstick" in contestants,

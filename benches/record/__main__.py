@@ -32,14 +32,15 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def main() -> int:
-    signal.signal(signal.SIGTERM, stop)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
     arguments = parse(sys.argv[1:])
     out: Path = arguments.out or ROOT / "benches"
     try:
         if not arguments.draw:
             write_json(out, record(arguments))
         page.write(out, json.loads((out / "results.json").read_text()))
-    except (Failed, OSError, subprocess.SubprocessError) as error:
+    except (Failed, OSError, subprocess.SubprocessError, json.JSONDecodeError) as error:
         print(f"no record: {error}", file=sys.stderr)
         return 1
     return 0
@@ -77,12 +78,13 @@ def record(arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="hailmary-record-") as directory:
         programs = build(arguments, Path(directory))
         counts = {} if arguments.quick else instructions()
-        begin, load_begin = machine.now(), machine.load()
+        sources, begin, load_begin = machine.sources(ROOT), machine.now(), machine.load()
         sections = {name: measure(programs, plan) for name, measure in workloads.SECTIONS.items()}
         rest = workloads.rest(programs, plan)
     return {
         "machine": machine.machine(),
-        "sources": machine.sources(ROOT),
+        "sources": sources,
+        "build": "dev, not optimised" if arguments.quick else "release",
         "command": command(arguments),
         "begin": begin,
         "end": machine.now(),
@@ -106,11 +108,14 @@ def command(arguments: argparse.Namespace) -> str:
 
 
 def build(arguments: argparse.Namespace, directory: Path) -> loads.Programs:
-    profile = [] if arguments.quick else ["--release"]
-    # The program last and alone: libraries of the benches may ask for more of those it shares.
-    relay = cargo("build", *profile, "--bench", "relay")["relay"]
-    hailmary = cargo("build", *profile, "--bin", "hailmary")["hailmary"]
-    return loads.Programs(hailmary, relay, yardstick(arguments.limit, directory))
+    if arguments.quick:
+        # What the tests have built already.
+        built = cargo("build", "--workspace", "--bench", "relay", "--bin", "hailmary")
+    else:
+        # The program apart and last: what benches need changes libraries that it shares with them.
+        built = cargo("build", "--release", "--bench", "relay")
+        built.update(cargo("build", "--release", "--bin", "hailmary"))
+    return loads.Programs(built["hailmary"], built["relay"], yardstick(arguments.limit, directory))
 
 
 def cargo(*words: str) -> dict[str, Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 
@@ -43,9 +43,14 @@ def three_digits(value: float) -> str:
     return f"{value:.2f}" if size >= 0.01 or value == 0 else f"{value:.1g}"
 
 
-def told(values: Sequence[float]) -> str:
+def plain(value: float) -> str:
+    """Three digits, and noughts in place of the rest."""
+    return three_digits(value) if abs(value) < 999.5 else f"{float(f'{value:.3g}'):,.0f}"
+
+
+def told(values: Sequence[float], number: Callable[[float], str] = plain) -> str:
     """`median [min..max]`, or a dash where there is nothing to tell."""
     if not values:
         return "–"
-    median, low, high = map(short, spread(values))
+    median, low, high = map(number, spread(values))
     return f"{median} [{low}..{high}]"

@@ -157,13 +157,24 @@ def events_reach(bus: processes.Bus, mark: int) -> Callable[[], bool]:
 
 def idle_system_calls(programs: Programs, strace: str, seconds: float) -> int:
     """What a bus that has nothing to do asks of the kernel in so many seconds."""
-    with tempfile.NamedTemporaryFile("r", prefix="hailmary-record-") as trace:
+    with tempfile.NamedTemporaryFile(prefix="hailmary-record-") as trace:
         wrapper = [strace, "-D", "-f", "-ttt", "-o", trace.name]
         with processes.bus(programs.hailmary, "", wrapper):
             time.sleep(1)
             start = time.time()
             time.sleep(seconds)
-            return calls_between(trace.read(), start, start + seconds)
+        # Read once strace has ended, too, so that all it kept back is there.
+        return calls_between(trace_of(trace.name), start, start + seconds)
+
+
+def trace_of(name: str) -> str:
+    """A whole trace: its last line tells of an exit."""
+
+    def text() -> str:
+        trace = Path(name).read_text()
+        return trace if trace.rstrip().endswith("+++ exited with 0 +++") else ""
+
+    return str(processes.wait_for("strace to end", text))
 
 
 def calls_between(trace: str, start: float, end: float) -> int:

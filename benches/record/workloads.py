@@ -16,6 +16,7 @@ from pathlib import Path
 
 import loads
 from loads import Load, Programs, Sample
+from processes import Failed
 
 # Datagrams of a turn in the benches of the core: BATCH of src/net/sys.rs.
 BATCH = 64
@@ -63,8 +64,18 @@ def in_turns(rounds: int, name: str, contestants: Contestants) -> Samples:
     for number in range(rounds):
         for contestant, measure in contestants.items():
             say(f"{name}, {contestant}, round {number + 1} of {rounds}")
-            samples[contestant].append(measure())
+            samples[contestant].append(attempt(measure))
     return samples
+
+
+def attempt(measure: Callable[[], Sample]) -> Sample:
+    """Once more where it fails, as a busy machine may have it once in a while: a record has
+    hundreds of measurements."""
+    try:
+        return measure()
+    except Failed as failure:
+        say(f"  once more: {failure}")
+        return measure()
 
 
 def say(words: str) -> None:
