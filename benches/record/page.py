@@ -18,7 +18,8 @@ INSTRUCTIONS_AIMS = {"turn.fan_out_4_of_1_event": "under 600"}
 INTRO = """\
 # Record of figures
 
-Written by `{command}`, with all charts; `results.json` beside it holds every sample.
+Written by `{command}`, with all charts; `results.json`
+beside it holds every sample.
 
 Every figure is `median [smallest..largest]` of {rounds_told}. What is compared is measured in
 turns, and a ratio is that of each round's pair: absolute figures hold for one machine and hour,
@@ -79,7 +80,8 @@ def where(results: Results) -> Iterator[str]:
         ("load average over 1, 5 and 15 minutes, before", loads[0]),
         ("the same, after", loads[1]),
     )
-    yield "\nA load above 0 before the run is work of others, which shares the cores with all that is measured."
+    yield "\nBeyond the builds just made, the load before is work of others, which shares the cores with all"
+    yield "that is measured: the higher it is, the less the figures say."
 
 
 def column(samples: Samples, contestant: str, name: str) -> list[float]:
