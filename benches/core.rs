@@ -9,9 +9,8 @@ mod load;
 
 use divan::counter::ItemsCount;
 use divan::{Bencher, black_box};
-use hailmary::net::sys::BATCH;
 use hailmary_proto::decode::Decoder;
-use load::{Interest, Load, Shape, datagrams, many_topics};
+use load::{BATCH, Interest, Load, Shape, datagrams, many_topics};
 
 fn main() {
     divan::main();

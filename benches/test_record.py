@@ -85,6 +85,10 @@ class Parsing(unittest.TestCase):
         there = re.findall(r"#\[bench::(\w+)\(", source)
         self.assertLessEqual({name.split(".")[1] for name in workloads.INSTRUCTIONS}, set(there))
 
+    def test_a_batch_is_that_of_the_benches(self) -> None:
+        source = Path(__file__).parent.joinpath("load", "mod.rs").read_text()
+        self.assertIn(f"pub const BATCH: usize = {workloads.BATCH};", source)
+
     def test_what_the_record_writes_is_no_change_of_the_sources(self) -> None:
         for path in ("benches/RESULTS.md", "benches/results.json", "benches/throughput.svg"):
             self.assertTrue(machine.OUTPUT.match(path), path)

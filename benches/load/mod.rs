@@ -8,8 +8,10 @@ use hailmary::bus::publishers::Publishers;
 use hailmary::bus::tally::EventTally;
 use hailmary::bus::{self, Arrival, Directory, Forwarder, FrameCopy};
 use hailmary::config::Config;
-use hailmary::net::sys::BATCH;
 use hailmary_proto::write::{EventParts, write_event};
+
+/// Datagrams of a turn.
+pub const BATCH: usize = 64;
 
 /// Bytes of an event's payload.
 const PAYLOAD_BYTES: usize = 128;

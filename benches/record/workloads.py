@@ -18,7 +18,7 @@ import loads
 from loads import Load, Programs, Sample
 from processes import Failed
 
-# Datagrams of a turn in the benches of the core: BATCH of src/net/sys.rs.
+# Datagrams of a turn in the benches of the core: BATCH of benches/load.
 BATCH = 64
 
 Samples = dict[str, list[Sample]]

@@ -367,8 +367,8 @@ impl<'a> FrameView<'a> {
     /// Who sent the frame, and how much went before it.
     #[must_use]
     #[inline]
-    pub fn stamp(&self) -> Option<v1::Stamp> {
-        self.stamp.copied()
+    pub fn stamp(&self) -> Option<&'a v1::Stamp> {
+        self.stamp
     }
 
     /// The control message, of several the last.

@@ -134,6 +134,18 @@ fn put_length(out: &mut Vec<u8>, mut length: usize) {
     out.push(low_seven_bits(length as u64));
 }
 
+/// The highest bit of each byte.
+const CONTINUED: u64 = u64::from_ne_bytes([0x80; 8]);
+
+/// The lowest 56 bits, seven in each byte, the lowest first: halves, quarters and eighths are
+/// moved apart.
+#[inline]
+fn spread(bits: u64) -> u64 {
+    let halves = (bits & 0x00FF_FFFF_F000_0000) << 4 | bits & 0x0FFF_FFFF;
+    let quarters = (halves & 0x0FFF_C000_0FFF_C000) << 2 | halves & 0x0000_3FFF_0000_3FFF;
+    (quarters & 0x3F80_3F80_3F80_3F80) << 1 | quarters & 0x007F_007F_007F_007F
+}
+
 #[inline]
 fn low_seven_bits(value: u64) -> u8 {
     (value & 0x7F) as u8
@@ -150,16 +162,18 @@ fn low_seven_bits(value: u64) -> u8 {
 /// ```
 #[derive(Clone, Copy, Debug)]
 pub struct StampBytes {
-    bytes: [u8; STAMP_BYTES_MAX],
+    /// Varints are put eight bytes at a time, of which the last may not count.
+    bytes: [u8; STAMP_BYTES_MAX + 8],
     len: usize,
 }
 
 impl StampBytes {
     /// Encodes `stamp`.
     #[must_use]
+    #[inline]
     pub fn new(stamp: &v1::Stamp) -> Self {
         let mut field = StampBytes {
-            bytes: [0; STAMP_BYTES_MAX],
+            bytes: [0; STAMP_BYTES_MAX + 8],
             len: 0,
         };
         field.put([low_seven_bits(key::FRAME_STAMP), 0]);
@@ -184,7 +198,7 @@ impl StampBytes {
         self.bytes.get(..self.len).unwrap_or_default()
     }
 
-    #[inline]
+    #[inline(always)]
     fn put_fixed64(&mut self, key: u64, value: u64) {
         if value != 0 {
             self.put([low_seven_bits(key)]);
@@ -192,12 +206,25 @@ impl StampBytes {
         }
     }
 
-    #[inline]
-    fn put_varint(&mut self, key: u64, mut value: u64) {
+    #[inline(always)]
+    fn put_varint(&mut self, key: u64, value: u64) {
         if value == 0 {
             return;
         }
         self.put([low_seven_bits(key)]);
+        let bytes = (u64::BITS - value.leading_zeros()).div_ceil(7);
+        if bytes <= 8 {
+            // Every byte but the last says that another one follows.
+            let more = CONTINUED & !(u64::MAX << (8 * (bytes - 1)));
+            self.put((spread(value) | more).to_le_bytes());
+            self.len -= 8 - bytes as usize;
+        } else {
+            self.put_long_varint(value);
+        }
+    }
+
+    #[cold]
+    fn put_long_varint(&mut self, mut value: u64) {
         while value >= 0x80 {
             self.put([low_seven_bits(value) | 0x80]);
             value >>= 7;
@@ -206,7 +233,7 @@ impl StampBytes {
     }
 
     /// Appends bytes; the array has room for all that [`StampBytes::new`] can put.
-    #[inline]
+    #[inline(always)]
     fn put<const N: usize>(&mut self, bytes: [u8; N]) {
         if let Some(place) = self.bytes.get_mut(self.len..self.len + N) {
             place.copy_from_slice(&bytes);

@@ -145,7 +145,11 @@ impl Datagram {
             .take(self.events.len() * self.repeat)
             .collect();
         assert_eq!(events, expected, "{name}");
-        assert_eq!(frame.stamp().map(Stamp::from), self.stamp, "{name}");
+        assert_eq!(
+            frame.stamp().copied().map(Stamp::from),
+            self.stamp,
+            "{name}"
+        );
         assert_eq!(
             frame.control().map(control_name),
             self.control.as_deref(),

@@ -5,11 +5,9 @@
 //! it is used up, and cleared; their memory is used again.
 
 use hailmary_proto::decode::EventRun;
-use hailmary_proto::write::STAMP_BYTES_MAX;
 
 use super::limits::RETAINED_BYTES_MAX;
-use super::routes::SetId;
-use super::subscribers::FrameBytes;
+use super::routes::{Destination, SetId};
 
 /// Events for one subscriber set that travel together.
 #[derive(Debug, Default)]
@@ -70,23 +68,23 @@ impl Fanout {
     /// Copies a run for one set, which will have passed so many buses. A set's events stay in
     /// order.
     #[inline]
-    pub fn push(&mut self, set: SetId, frame_bytes: FrameBytes, run: EventRun<'_>, hops: u32) {
+    pub fn push(&mut self, to: Destination, run: EventRun<'_>, hops: u32) {
         let bytes = run.bytes();
         self.bytes += bytes.len();
-        let body_max = (frame_bytes.target as usize).saturating_sub(STAMP_BYTES_MAX);
-        match self.open_frame(set) {
-            Some(frame) if frame.body.len() + bytes.len() <= body_max => {
+        match self.open_frame(to.id) {
+            Some(frame) if frame.body.len() + bytes.len() <= to.body_bytes_max => {
                 frame.append(bytes, run.len(), hops);
             }
-            _ => self.push_parts(set, body_max, run, hops),
+            _ => self.push_parts(to, run, hops),
         }
     }
 
     /// Copies a run into as many frames as it takes. An event that fits into none has one alone.
     #[cold]
-    fn push_parts(&mut self, set: SetId, body_max: usize, run: EventRun<'_>, hops: u32) {
+    fn push_parts(&mut self, to: Destination, run: EventRun<'_>, hops: u32) {
+        let body_max = to.body_bytes_max;
         let mut rest = run;
-        if let Some(frame) = self.open_frame(set) {
+        if let Some(frame) = self.open_frame(to.id) {
             let (first, others) = run.split_at_bytes(body_max.saturating_sub(frame.body.len()));
             frame.append(first.bytes(), first.len(), hops);
             rest = others;
@@ -97,7 +95,7 @@ impl Fanout {
                 true => rest.split_at(1),
                 false => (fitting, others),
             };
-            self.begin(set).append(part.bytes(), part.len(), hops);
+            self.begin(to.id).append(part.bytes(), part.len(), hops);
             rest = others;
         }
     }

@@ -135,11 +135,11 @@ impl Forwarder {
             return Err(FrameDrop::NotAllowed);
         }
         let stamp = frame.stamp();
-        let hops = stamp.as_ref().map_or(0, |stamp| stamp.hops);
+        let hops = stamp.map_or(0, |stamp| stamp.hops);
         if hops >= limits::HOPS_MAX {
             return Err(FrameDrop::Hops);
         }
-        if let Some(stamp) = &stamp {
+        if let Some(stamp) = stamp {
             let missed = publishers.observe(stamp, events as u64);
             tally.lost += missed.lost;
             tally.sender_dropped += missed.sender_dropped;

@@ -55,7 +55,9 @@ impl Intake<'_> {
             let found = self.routes.find(run.topic_bytes());
             if found.is_none() {
                 // What is resolved anew may take the place of what the neighbours go by.
-                self.copy(frame, neighbours.take(), hops);
+                if let Some(before) = neighbours.take() {
+                    self.copy(frame, before, hops);
+                }
             }
             let Some(route) =
                 found.or_else(|| self.routes.resolve(run.topic_bytes(), self.directory))
@@ -75,12 +77,16 @@ impl Intake<'_> {
                     before.events.end = events.end;
                 }
                 _ => {
-                    let before = neighbours.replace(Neighbours { route, events });
-                    self.copy(frame, before, hops);
+                    let next = Neighbours { route, events };
+                    if let Some(before) = neighbours.replace(next) {
+                        self.copy(frame, before, hops);
+                    }
                 }
             }
         }
-        self.copy(frame, neighbours, hops);
+        if let Some(last) = neighbours {
+            self.copy(frame, last, hops);
+        }
     }
 
     /// Counts events whose topic is legal, and says whether they go to anybody.
@@ -114,16 +120,13 @@ impl Intake<'_> {
 
     /// Copies neighbours for each of their sets.
     #[inline]
-    fn copy(&mut self, frame: &FrameView<'_>, neighbours: Option<Neighbours>, hops: u32) {
-        let Some(Neighbours { route, events }) = neighbours else {
+    fn copy(&mut self, frame: &FrameView<'_>, neighbours: Neighbours, hops: u32) {
+        let Some(route) = self.routes.route(neighbours.route) else {
             return;
         };
-        let Some(route) = self.routes.route(route) else {
-            return;
-        };
-        let run = frame.run(events);
-        for set in &route.sets {
-            self.fanout.push(set.id, set.frame_bytes, run, hops);
+        let run = frame.run(neighbours.events);
+        for to in &route.sets {
+            self.fanout.push(*to, run, hops);
         }
     }
 }

@@ -16,7 +16,7 @@ pub const PENDING_BYTES_MAX: usize = 1 << 18;
 
 /// Bytes of frame buffers kept from one turn to the next. What a burst needed beyond it is given
 /// back.
-pub const RETAINED_BYTES_MAX: usize = 4 << 20;
+pub const RETAINED_BYTES_MAX: usize = 1 << 20;
 
 /// Buses that a frame may have passed. Real chains are two or three long; a loop of
 /// misconfigured buses stops here.

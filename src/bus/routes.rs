@@ -9,6 +9,7 @@ use std::hash::BuildHasher;
 
 use foldhash::fast::FixedState;
 use hailmary_proto::topic;
+use hailmary_proto::write::STAMP_BYTES_MAX;
 use hashbrown::{HashMap, HashTable};
 
 use super::directory::Directory;
@@ -42,8 +43,8 @@ pub struct SubscriberSet {
 pub struct Destination {
     /// The set.
     pub id: SetId,
-    /// How large its members' datagrams are.
-    pub frame_bytes: FrameBytes,
+    /// Bytes of events that its members' datagrams have room for, beside any stamp.
+    pub body_bytes_max: usize,
 }
 
 /// What a topic leads to.
@@ -201,7 +202,7 @@ impl Routes {
                 };
                 Destination {
                     id: self.intern(set),
-                    frame_bytes,
+                    body_bytes_max: (frame_bytes.target as usize).saturating_sub(STAMP_BYTES_MAX),
                 }
             })
             .collect()

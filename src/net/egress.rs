@@ -16,7 +16,7 @@ use crate::ledger::Ledger;
 
 use super::address::to_sockaddr;
 use super::listener::open_egress;
-use super::sys::{BATCH, Outgoing, SendRing};
+use super::sys::{Outgoing, SEND_BATCH_MAX, SendRing};
 
 /// How long to wait before a socket that could not be had is asked for again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -112,8 +112,8 @@ impl Egress {
             retry_at: None,
             send_buffer_bytes,
             ring: SendRing::new(),
-            copies: Vec::with_capacity(BATCH),
-            outcomes: Vec::with_capacity(BATCH),
+            copies: Vec::with_capacity(SEND_BATCH_MAX),
+            outcomes: Vec::with_capacity(SEND_BATCH_MAX),
         })
     }
 
@@ -185,7 +185,7 @@ impl Egress {
     pub fn flush(&mut self, forwarder: &mut Forwarder, directory: &Directory, ledger: &mut Ledger) {
         let mut copies = std::mem::take(&mut self.copies);
         loop {
-            forwarder.poll_copies(directory, &mut copies, BATCH);
+            forwarder.poll_copies(directory, &mut copies, SEND_BATCH_MAX);
             if copies.is_empty() {
                 break;
             }

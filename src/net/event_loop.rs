@@ -24,10 +24,12 @@ use crate::ledger::Ledger;
 use crate::logging::{Recurring, Suppressor};
 use crate::state::{Kind, Phase, State, SubscriberInfo};
 
+use super::batch_size::BatchSize;
 use super::control_queue::{ControlSender, MESSAGES_MAX, control_queue};
 use super::egress::Egress;
+use super::linger::{Found, Linger};
 use super::listener::Listener;
-use super::sys::{self, BATCH, ReceiveRing};
+use super::sys::{self, ReceiveRing};
 
 /// Turns between two looks at the poll while datagrams keep coming: a signal, and a listener
 /// that was idle, wait no longer than this many batches.
@@ -35,10 +37,6 @@ const TURNS_PER_WAKE_UP: usize = 16;
 
 /// How long counts may stay with the data thread under load.
 const HAND_OVER_EVERY: Duration = Duration::from_millis(50);
-
-/// Turns in a row that find several datagrams, but less than a batch, before the loop lingers:
-/// one such turn is chance, a few are load.
-const LINGER_AFTER_TURNS: u32 = 4;
 
 /// Turns that a stop may take to empty the sockets: four times what the largest buffer holds of
 /// the smallest datagrams is more than anybody sent before the stop.
@@ -118,10 +116,11 @@ pub struct EventLoop {
     /// Whether a listener may have more, by index: the poll tells only once.
     readable: Vec<bool>,
     ring: ReceiveRing,
+    batch_size: BatchSize,
     ledger: Ledger,
     lease_events: Vec<LeaseEvent>,
     handed_over: Duration,
-    busy_turns: u32,
+    linger: Linger,
     logs: Suppressor,
 }
 
@@ -170,10 +169,11 @@ impl EventLoop {
         Ok(Self {
             readable: vec![true; parts.listeners.len()],
             ring: ReceiveRing::new(),
+            batch_size: BatchSize::default(),
             ledger,
             lease_events: Vec::new(),
             handed_over: Duration::ZERO,
-            busy_turns: 0,
+            linger: Linger::new(parts.linger),
             logs: Suppressor::default(),
             parts,
             controls,
@@ -248,15 +248,15 @@ impl EventLoop {
     /// One batch from each listener that has any, and everything that follows from it.
     fn turn(&mut self, shared: &Shared) {
         let arrived = self.now();
-        let frames = self.forward(shared, arrived);
+        let found = self.forward(shared, arrived);
         match &self.controls {
             Controls::Registrar { .. } => self.act_on_controls(shared, arrived),
             Controls::Elsewhere(_) => self.pass_controls_on(),
         }
-        self.linger(frames);
+        self.linger(found);
     }
 
-    fn forward(&mut self, shared: &Shared, arrived: Duration) -> usize {
+    fn forward(&mut self, shared: &Shared, arrived: Duration) -> Found {
         let directory = &*shared.directory();
         self.parts.forwarder.begin_turn(directory);
         if let Err((address, error)) = self.parts.egress.follow(directory, arrived) {
@@ -264,20 +264,20 @@ impl EventLoop {
                 warn!(%address, %error, "cannot reach a subscriber");
             });
         }
-        let frames = match shared.publishers.get(self.parts.worker) {
+        let found = match shared.publishers.get(self.parts.worker) {
             Some(publishers) => {
                 let mut publishers = publishers.lock().unwrap_or_else(PoisonError::into_inner);
                 self.receive(directory, &mut publishers)
             }
-            None => 0,
+            None => Found::default(),
         };
         self.flush(directory);
-        if frames > 0 {
+        if found.frames > 0 {
             let taken = self.now().saturating_sub(arrived);
             let ns = u64::try_from(taken.as_nanos()).unwrap_or(u64::MAX);
-            self.ledger.count_forwarded(frames as u64, ns);
+            self.ledger.count_forwarded(found.frames as u64, ns);
         }
-        frames
+        found
     }
 
     fn flush(&mut self, directory: &Directory) {
@@ -287,15 +287,18 @@ impl EventLoop {
             .flush(forwarder, directory, &mut self.ledger);
     }
 
-    fn receive(&mut self, directory: &Directory, publishers: &mut Publishers) -> usize {
+    fn receive(&mut self, directory: &Directory, publishers: &mut Publishers) -> Found {
         let unix_nano = unix_nano();
-        let mut frames = 0;
+        let mut found = Found::default();
         for index in 0..self.parts.listeners.len() {
             if self.readable.get(index).copied().unwrap_or(false) {
-                frames += self.receive_batch(directory, publishers, index, unix_nano);
+                let taken = self.receive_batch(directory, publishers, index, unix_nano);
+                let listener = self.parts.listeners.get(index);
+                found.frames += taken;
+                found.is_crowded |= listener.is_some_and(|it| it.is_crowded(taken));
             }
         }
-        frames
+        found
     }
 
     fn receive_batch(
@@ -308,7 +311,9 @@ impl EventLoop {
         let Some(listener) = self.parts.listeners.get(index) else {
             return 0;
         };
-        let taken = self.ring.receive(listener.as_fd()).unwrap_or_else(|error| {
+        let asked = self.batch_size.get();
+        let taken = self.ring.receive(listener.as_fd(), asked);
+        let taken = taken.unwrap_or_else(|error| {
             self.logs.warn(
                 Recurring::Receive,
                 || warn!(listener = listener.name(), %error, "cannot receive"),
@@ -316,12 +321,14 @@ impl EventLoop {
             0
         });
         if let Some(readable) = self.readable.get_mut(index) {
-            *readable = taken == BATCH;
+            *readable = taken == asked;
         }
         let Parts {
             forwarder, egress, ..
         } = &mut self.parts;
+        let mut bytes = 0;
         for datagram in self.ring.datagrams() {
+            bytes += datagram.bytes.len();
             self.ledger.count_frame(index, datagram.bytes.len());
             let arrival = Arrival {
                 source: datagram.source,
@@ -341,6 +348,7 @@ impl EventLoop {
                 egress.flush(forwarder, directory, &mut self.ledger);
             }
         }
+        self.batch_size.learn(taken, bytes);
         taken
     }
 
@@ -395,15 +403,11 @@ impl EventLoop {
         }
     }
 
-    /// Waits for a fuller batch where turns keep finding some, but not many, datagrams.
-    fn linger(&mut self, frames: usize) {
-        match frames {
-            0 | 1 => self.busy_turns = 0,
-            _ => self.busy_turns = self.busy_turns.saturating_add(1),
-        }
-        let is_busy = self.busy_turns >= LINGER_AFTER_TURNS && frames < BATCH;
-        if is_busy && !self.parts.linger.is_zero() && !self.is_readable() {
-            sys::wait_readable(self.parts.stop.as_fd(), self.parts.linger);
+    /// Waits for a fuller batch under load.
+    fn linger(&mut self, found: Found) {
+        let wait = self.linger.after(found).filter(|_| !self.is_readable());
+        if let Some(wait) = wait {
+            sys::wait_readable(self.parts.stop.as_fd(), wait);
             // Whatever came meanwhile is found without asking the poll.
             self.readable.fill(true);
         }
@@ -411,7 +415,7 @@ impl EventLoop {
 
     /// Takes what is in the sockets, once and bounded: whoever goes on sending is not waited for.
     fn drain(&mut self, shared: &Shared) {
-        self.parts.linger = Duration::ZERO;
+        self.linger = Linger::new(Duration::ZERO);
         self.readable.fill(true);
         for _ in 0..DRAIN_TURNS_MAX {
             self.turn(shared);

@@ -15,6 +15,16 @@ use crate::bus::address::Address;
 use super::address::to_sockaddr;
 use super::sys;
 
+/// What a datagram of up to some 1,400 bytes is charged to a receive buffer, on Linux.
+const DATAGRAM_CHARGE_BYTES: usize = 2_304;
+
+/// Datagrams that a buffer holds which no wait of the loop lets overflow: twice what one core
+/// can send in the default wait.
+const LARGE_BUFFER_PLACES: usize = 512;
+
+/// Datagrams in one batch that are a crowd for every smaller buffer: with them gone, others wait.
+const CROWD_MAX: usize = 64;
+
 /// Where to listen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ListenAddress {
@@ -61,6 +71,8 @@ pub struct Listener {
     /// Its path and the file's device and number, to be removed by none but its owner.
     path: Option<(PathBuf, (u64, u64))>,
     buffer: Buffer,
+    /// See [`Listener::is_crowded`].
+    crowd: usize,
 }
 
 /// A receive buffer, as asked for and as granted, in bytes.
@@ -96,11 +108,16 @@ impl Listener {
             wanted: receive_buffer_bytes,
             granted,
         };
+        let places = match path {
+            Some(_) => unix_queue_places(),
+            None => granted / DATAGRAM_CHARGE_BYTES,
+        };
         Ok(Self {
             socket,
             name,
             path,
             buffer,
+            crowd: crowd(places),
         })
     }
 
@@ -123,6 +140,7 @@ impl Listener {
             Ok(Some(Self {
                 name: self.name.clone(),
                 path: None,
+                crowd: self.crowd,
                 buffer: Buffer {
                     granted: grow_receive_buffer(&socket, self.buffer.wanted)?,
                     ..self.buffer
@@ -143,6 +161,12 @@ impl Listener {
     #[must_use]
     pub fn buffer(&self) -> Buffer {
         self.buffer
+    }
+
+    /// Whether so many datagrams, taken at once, mean that the buffer may have been half full.
+    #[must_use]
+    pub fn is_crowded(&self, taken: usize) -> bool {
+        taken >= self.crowd
     }
 
     /// Sends one datagram from this very socket, so that it comes from where was asked.
@@ -231,6 +255,22 @@ fn bind_unix(address: &ListenAddress, path: &Path) -> Result<Socket, BindError> 
     }
     socket.bind(&unix).map_err(system)?;
     Ok(socket)
+}
+
+/// Datagrams that wait on a Unix socket at most (unix(7)).
+fn unix_queue_places() -> usize {
+    /// Linux's default, which other systems come near to.
+    const DEFAULT: usize = 10;
+    let limit = fs::read_to_string("/proc/sys/net/unix/max_dgram_qlen");
+    limit.map_or(DEFAULT, |text| text.trim().parse().unwrap_or(DEFAULT))
+}
+
+/// See [`Listener::is_crowded`]. The largest buffers are never crowded.
+fn crowd(places: usize) -> usize {
+    match places {
+        ..LARGE_BUFFER_PLACES => (places / 2).min(CROWD_MAX),
+        _ => usize::MAX,
+    }
 }
 
 fn file_id(path: &Path) -> io::Result<(u64, u64)> {

@@ -22,8 +22,11 @@ mod portable;
 #[cfg(any(not(target_os = "linux"), feature = "portable"))]
 pub use portable::{ReceiveRing, SendRing};
 
-/// Most datagrams taken or handed over by one call.
-pub const BATCH: usize = 64;
+/// Most datagrams taken by one call.
+pub const RECEIVE_BATCH_MAX: usize = 128;
+
+/// Most datagrams handed over by one call.
+pub const SEND_BATCH_MAX: usize = 64;
 
 /// Bytes kept for one received datagram: more than any UDP payload, so that what is cut shows.
 pub const DATAGRAM_BUFFER_BYTES: usize = 65_536;

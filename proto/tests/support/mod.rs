@@ -33,7 +33,10 @@ fn check_frame(frame: &FrameView<'_>, expected: &v1::Frame) {
     for (event, expected) in frame.events().zip(&expected.events) {
         check_event(&event, expected);
     }
-    assert_eq!(stamp_bits(frame.stamp()), stamp_bits(expected.stamp));
+    assert_eq!(
+        stamp_bits(frame.stamp().copied()),
+        stamp_bits(expected.stamp)
+    );
     // Compared as bytes, because a number in them may be a NaN, which equals nothing.
     assert_eq!(
         rare_bytes(frame.control(), frame.seal()),
@@ -93,7 +96,7 @@ fn check_slices(frame: &FrameView<'_>) {
         check_same_event(&alone.events().next().expect("one"), &event);
     }
     let joined = decoder.decode(&joined).expect("slices joined are a frame");
-    assert_eq!(stamp_bits(joined.stamp()), stamp_bits(Some(stamp)));
+    assert_eq!(stamp_bits(joined.stamp().copied()), stamp_bits(Some(stamp)));
     assert_eq!(joined.events().len(), frame.events().len());
     for (left, right) in joined.events().zip(frame.events()) {
         check_same_event(&left, &right);

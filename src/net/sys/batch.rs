@@ -13,12 +13,10 @@ use std::ptr;
 use crate::bus::address::Source;
 use crate::net::address::canonical;
 
-use super::{BATCH, DATAGRAM_BUFFER_BYTES, Outgoing, Received};
+use super::{DATAGRAM_BUFFER_BYTES, Outgoing, RECEIVE_BATCH_MAX, Received, SEND_BATCH_MAX};
 
 #[expect(clippy::cast_possible_truncation, reason = "128 bytes")]
 const SOURCE_BYTES: libc::socklen_t = mem::size_of::<libc::sockaddr_storage>() as libc::socklen_t;
-#[expect(clippy::cast_possible_truncation, reason = "64")]
-const BATCH_COUNT: libc::c_uint = BATCH as libc::c_uint;
 
 /// Buffers for one batch of received datagrams, made once. Their pages are the system's till a
 /// datagram reaches them.
@@ -51,12 +49,12 @@ impl ReceiveRing {
     /// Empty buffers.
     #[must_use]
     pub fn new() -> Self {
-        let mut buffers = vec![0_u8; BATCH * DATAGRAM_BUFFER_BYTES].into_boxed_slice();
+        let mut buffers = vec![0_u8; RECEIVE_BATCH_MAX * DATAGRAM_BUFFER_BYTES].into_boxed_slice();
         // SAFETY: all bytes zero is a valid sockaddr_storage, iovec and mmsghdr.
         let (mut sources, mut headers) = unsafe {
             (
-                vec![mem::zeroed::<libc::sockaddr_storage>(); BATCH].into_boxed_slice(),
-                vec![mem::zeroed::<libc::mmsghdr>(); BATCH].into_boxed_slice(),
+                vec![mem::zeroed::<libc::sockaddr_storage>(); RECEIVE_BATCH_MAX].into_boxed_slice(),
+                vec![mem::zeroed::<libc::mmsghdr>(); RECEIVE_BATCH_MAX].into_boxed_slice(),
             )
         };
         let mut slices: Box<[libc::iovec]> = buffers
@@ -68,6 +66,7 @@ impl ReceiveRing {
             .collect();
         for ((header, source), slice) in headers.iter_mut().zip(&mut sources).zip(&mut slices) {
             header.msg_hdr.msg_name = ptr::from_mut(source).cast();
+            header.msg_hdr.msg_namelen = SOURCE_BYTES;
             header.msg_hdr.msg_iov = slice;
             header.msg_hdr.msg_iovlen = 1;
         }
@@ -80,25 +79,28 @@ impl ReceiveRing {
         }
     }
 
-    /// Takes up to [`BATCH`] datagrams without waiting and says how many there were.
+    /// Takes up to `count_max` datagrams, at most [`RECEIVE_BATCH_MAX`], without waiting, and
+    /// says how many there were.
     ///
     /// # Errors
     ///
     /// What the kernel says, but for "none there" (0) and "interrupted" (tried again).
-    pub fn receive(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
-        debug_assert_eq!(self.slices.len(), BATCH);
-        for header in &mut self.headers {
+    pub fn receive(&mut self, socket: BorrowedFd<'_>, count_max: usize) -> io::Result<usize> {
+        debug_assert_eq!(self.slices.len(), self.headers.len());
+        let asked = count_max.min(self.headers.len());
+        // The kernel has written lengths into those that it filled.
+        for header in self.headers.iter_mut().take(self.taken) {
             header.msg_hdr.msg_namelen = SOURCE_BYTES;
         }
         self.taken = 0;
         loop {
-            // SAFETY: BATCH headers, each with one slice of DATAGRAM_BUFFER_BYTES and room for
+            // SAFETY: at least `asked` headers, each with one slice of DATAGRAM_BUFFER_BYTES and room for
             // any source, all owned by `self`, which is borrowed mutably.
             let taken = unsafe {
                 libc::recvmmsg(
                     socket.as_raw_fd(),
                     self.headers.as_mut_ptr(),
-                    BATCH_COUNT,
+                    libc::c_uint::try_from(asked).unwrap_or_default(),
                     libc::MSG_DONTWAIT,
                     ptr::null_mut(),
                 )
@@ -203,13 +205,13 @@ impl SendRing {
         // SAFETY: all bytes zero is a valid mmsghdr and iovec.
         unsafe {
             Self {
-                headers: vec![mem::zeroed::<libc::mmsghdr>(); BATCH].into_boxed_slice(),
-                slices: vec![mem::zeroed::<[libc::iovec; 2]>(); BATCH].into_boxed_slice(),
+                headers: vec![mem::zeroed::<libc::mmsghdr>(); SEND_BATCH_MAX].into_boxed_slice(),
+                slices: vec![mem::zeroed::<[libc::iovec; 2]>(); SEND_BATCH_MAX].into_boxed_slice(),
             }
         }
     }
 
-    /// Hands over up to [`BATCH`] datagrams without waiting, in order. `outcomes` then has one
+    /// Hands over up to [`SEND_BATCH_MAX`] datagrams without waiting, in order. `outcomes` then has one
     /// entry for each: whether the kernel took it, or what it said of that very datagram.
     pub fn send<'a>(
         &mut self,
@@ -259,7 +261,7 @@ fn retry(
 
 /// Sends the first of these, at least one: an error is always the first one's.
 fn send_some(socket: BorrowedFd<'_>, headers: &mut [libc::mmsghdr]) -> io::Result<usize> {
-    let count = libc::c_uint::try_from(headers.len()).unwrap_or(BATCH_COUNT);
+    let count = libc::c_uint::try_from(headers.len()).unwrap_or_default();
     loop {
         // SAFETY: called by `send` alone, which has just filled these headers with pointers to
         // what its caller lends it for the whole call. The kernel only reads through them.

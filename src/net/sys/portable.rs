@@ -10,7 +10,7 @@ use socket2::{SockAddr, SockRef};
 use crate::bus::address::{Address, Source};
 use crate::net::address::canonical;
 
-use super::{BATCH, DATAGRAM_BUFFER_BYTES, Outgoing, Received};
+use super::{DATAGRAM_BUFFER_BYTES, Outgoing, RECEIVE_BATCH_MAX, Received, SEND_BATCH_MAX};
 
 /// One received datagram.
 #[derive(Debug)]
@@ -45,20 +45,28 @@ impl ReceiveRing {
             is_truncated: false,
         };
         Self {
-            slots: std::iter::repeat_with(slot).take(BATCH).collect(),
+            slots: std::iter::repeat_with(slot)
+                .take(RECEIVE_BATCH_MAX)
+                .collect(),
             taken: 0,
         }
     }
 
-    /// Takes up to [`BATCH`] datagrams without waiting and says how many there were.
+    /// Takes up to `count_max` datagrams, at most [`RECEIVE_BATCH_MAX`], without waiting, and
+    /// says how many there were.
     ///
     /// # Errors
     ///
     /// What the kernel says, but for "none there" (0) and "interrupted" (tried again). An error
     /// behind the first datagram shows at the next call.
-    pub fn receive(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
+    pub fn receive(&mut self, socket: BorrowedFd<'_>, count_max: usize) -> io::Result<usize> {
         self.taken = 0;
-        while let Some(slot) = self.slots.get_mut(self.taken) {
+        let count_max = count_max.min(self.slots.len());
+        while let Some(slot) = self
+            .slots
+            .get_mut(..count_max)
+            .and_then(|s| s.get_mut(self.taken))
+        {
             match receive_one(socket, slot) {
                 Ok(()) => self.taken += 1,
                 Err(error) => match error.kind() {
@@ -126,7 +134,7 @@ impl SendRing {
         Self
     }
 
-    /// Hands over up to [`BATCH`] datagrams without waiting, in order. `outcomes` then has one
+    /// Hands over up to [`SEND_BATCH_MAX`] datagrams without waiting, in order. `outcomes` then has one
     /// entry for each: whether the kernel took it, or what it said of that very datagram.
     pub fn send<'a>(
         &mut self,
@@ -136,7 +144,7 @@ impl SendRing {
     ) {
         outcomes.clear();
         let socket = SockRef::from(&socket);
-        outcomes.extend(datagrams.take(BATCH).map(|datagram| {
+        outcomes.extend(datagrams.take(SEND_BATCH_MAX).map(|datagram| {
             send_one(&socket, &datagram).or_else(|error| match error.kind() {
                 // It may have been an earlier datagram's, which this took out of the socket.
                 io::ErrorKind::ConnectionRefused | io::ErrorKind::HostUnreachable => {

@@ -52,7 +52,7 @@ fn receive(
     let start = Instant::now();
     let mut all = Vec::new();
     while all.len() < count {
-        let taken = ring.receive(socket).unwrap();
+        let taken = ring.receive(socket, RECEIVE_BATCH_MAX).unwrap();
         let datagrams = copied(ring);
         assert_eq!(datagrams.len(), taken);
         all.extend(datagrams);
@@ -181,7 +181,10 @@ fn a_datagram_longer_than_its_place_is_marked_and_no_other() {
         for length in lengths {
             sender.send_to(&vec![7; length], &to).unwrap();
         }
-        assert_eq!(ring.receive(receiver.as_fd()).unwrap(), lengths.len());
+        assert_eq!(
+            ring.receive(receiver.as_fd(), RECEIVE_BATCH_MAX).unwrap(),
+            lengths.len()
+        );
         let received: Vec<_> = ring
             .datagrams()
             .map(|datagram| (datagram.bytes.len(), datagram.is_truncated))
@@ -196,26 +199,34 @@ fn a_datagram_longer_than_its_place_is_marked_and_no_other() {
 #[test]
 fn a_batch_is_bounded_and_an_empty_datagram_is_one() {
     const MORE: usize = 9;
+    const COUNT_MAX: usize = 16;
     let (receiver, to) = udp(IPV4);
     let mut ring = ReceiveRing::new();
-    assert_eq!(ring.receive(receiver.as_fd()).unwrap(), 0, "none there");
+    assert_eq!(
+        ring.receive(receiver.as_fd(), RECEIVE_BATCH_MAX).unwrap(),
+        0,
+        "none there"
+    );
     let sockaddr = SockAddr::from(to);
-    let datagrams = vec![(&sockaddr, &b""[..]); BATCH + MORE];
+    let datagrams = vec![(&sockaddr, &b""[..]); SEND_BATCH_MAX + MORE];
     let (sender, _) = udp(IPV4);
     let mut sending = SendRing::new();
     let outcomes = send(&mut sending, sender.as_fd(), &datagrams);
-    assert_eq!(told(&outcomes), [Ok(()); BATCH]);
+    assert_eq!(told(&outcomes), [Ok(()); SEND_BATCH_MAX]);
     let outcomes = send(&mut sending, sender.as_fd(), &datagrams[..MORE]);
     assert_eq!(told(&outcomes), [Ok(()); MORE]);
     assert_eq!(send(&mut sending, sender.as_fd(), &[]).len(), 0);
 
     let mut taken = Vec::new();
-    while taken.iter().sum::<usize>() < BATCH + MORE {
-        taken.push(ring.receive(receiver.as_fd()).unwrap());
+    while taken.iter().sum::<usize>() < SEND_BATCH_MAX + MORE {
+        taken.push(ring.receive(receiver.as_fd(), COUNT_MAX).unwrap());
         assert!(ring.datagrams().all(|datagram| datagram.bytes.is_empty()));
     }
-    assert!(taken.iter().all(|taken| *taken <= BATCH), "{taken:?}");
-    assert_eq!(ring.receive(receiver.as_fd()).unwrap(), 0);
+    assert!(taken.iter().all(|taken| *taken <= COUNT_MAX), "{taken:?}");
+    assert_eq!(
+        ring.receive(receiver.as_fd(), RECEIVE_BATCH_MAX).unwrap(),
+        0
+    );
     assert_eq!(ring.datagrams().count(), 0, "of the last call alone");
 }
 
@@ -348,7 +359,8 @@ fn the_kernel_counts_every_datagram_that_it_drops() {
     let mut received = 0;
     let start = Instant::now();
     while received + memory().drops < SENT {
-        received += u32::try_from(ring.receive(receiver.as_fd()).unwrap()).unwrap();
+        received +=
+            u32::try_from(ring.receive(receiver.as_fd(), RECEIVE_BATCH_MAX).unwrap()).unwrap();
         assert!(start.elapsed() < PATIENCE);
     }
     let drops = memory().drops;
