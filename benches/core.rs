@@ -10,7 +10,7 @@ mod load;
 use divan::counter::ItemsCount;
 use divan::{Bencher, black_box};
 use hailmary_proto::decode::Decoder;
-use load::{BATCH, Load, Shape, datagrams};
+use load::{BATCH, Interest, Load, Shape, datagrams, many_topics};
 
 fn main() {
     divan::main();
@@ -19,7 +19,8 @@ fn main() {
 #[divan::bench(args = [1, 9, 100])]
 fn decode(bencher: Bencher<'_, '_>, events_per_datagram: usize) {
     let shape = Shape {
-        fan_out: 0,
+        subscribers: 0,
+        interest: Interest::All,
         topics: 1,
         events_per_datagram,
     };
@@ -46,17 +47,28 @@ fn turn(bencher: Bencher<'_, '_>, shape: Shape) {
 fn route(bencher: Bencher<'_, '_>, topics: usize) {
     let events_per_datagram = 100;
     let shape = Shape {
-        fan_out: 0,
+        subscribers: 0,
+        interest: Interest::All,
         topics,
         events_per_datagram,
     };
     turn(bencher, shape);
 }
 
+#[divan::bench(args = [(1, Interest::All), (1_000, Interest::OwnTen)])]
+fn route_of_10_000_topics(bencher: Bencher<'_, '_>, (subscribers, interest): (usize, Interest)) {
+    let mut load = many_topics(subscribers, interest);
+    let events = load.route();
+    bencher
+        .counter(ItemsCount::new(events))
+        .bench_local(|| black_box(load.route()));
+}
+
 #[divan::bench(args = [1, 4, 16], consts = [1, 9, 100])]
 fn fan_out<const EVENTS_PER_DATAGRAM: usize>(bencher: Bencher<'_, '_>, fan_out: usize) {
     let shape = Shape {
-        fan_out,
+        subscribers: fan_out,
+        interest: Interest::All,
         topics: 1,
         events_per_datagram: EVENTS_PER_DATAGRAM,
     };

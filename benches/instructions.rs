@@ -10,11 +10,12 @@ use std::hint::black_box;
 
 use gungraun::{library_benchmark, library_benchmark_group, main};
 use hailmary_proto::decode::Decoder;
-use load::{Load, Shape, datagrams};
+use load::{Interest, Load, Shape, datagrams, many_topics};
 
 fn one_datagram(events_per_datagram: usize) -> (Decoder, Vec<u8>) {
     let shape = Shape {
-        fan_out: 0,
+        subscribers: 0,
+        interest: Interest::All,
         topics: 1,
         events_per_datagram,
     };
@@ -26,7 +27,8 @@ fn one_datagram(events_per_datagram: usize) -> (Decoder, Vec<u8>) {
 
 fn load(fan_out: usize, topics: usize, events_per_datagram: usize) -> Load {
     Load::new(Shape {
-        fan_out,
+        subscribers: fan_out,
+        interest: Interest::All,
         topics,
         events_per_datagram,
     })
@@ -57,6 +59,13 @@ fn turn(mut load: Load) -> (usize, Load) {
     (black_box(load.turn()), load)
 }
 
-library_benchmark_group!(name = core, benchmarks = [decode, turn]);
+#[library_benchmark(setup = many_topics)]
+#[bench::of_10_000_topics_to_1_subscriber(1, Interest::All)]
+#[bench::of_10_000_topics_to_1_000_subscribers(1_000, Interest::OwnTen)]
+fn route(mut load: Load) -> (u64, Load) {
+    (black_box(load.route()), load)
+}
+
+library_benchmark_group!(name = core, benchmarks = [decode, turn, route]);
 
 main!(library_benchmark_groups = core);

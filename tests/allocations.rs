@@ -5,6 +5,7 @@
 #[path = "../benches/load/mod.rs"]
 mod load;
 
+use std::fmt::Debug;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -16,25 +17,26 @@ use hailmary::ledger::{Ledger, Mailbox, Totals};
 use hailmary::net::egress::Egress;
 use hailmary::net::listener::{ListenAddress, Listener};
 use hailmary::net::sys::{RECEIVE_BATCH_MAX, ReceiveRing};
-use load::{BATCH, Load, Shape, datagrams};
+use load::{BATCH, Interest, Load, Shape, datagrams, many_topics};
 
 /// Turns that are counted.
 const TURNS: usize = 50;
 
-fn shape(fan_out: usize, topics: usize, events_per_datagram: usize) -> Shape {
+fn shape(subscribers: usize, topics: usize, events_per_datagram: usize) -> Shape {
     Shape {
-        fan_out,
+        subscribers,
+        interest: Interest::All,
         topics,
         events_per_datagram,
     }
 }
 
 /// Turns that bring a load's memory to what it stays at.
-fn assert_steady(shape: Shape, mut turn: impl FnMut()) {
+fn assert_steady(what: impl Debug, mut turn: impl FnMut()) {
     (0..4).for_each(|_| turn());
     let counted = measure(|| (0..TURNS).for_each(|_| turn()));
     let AllocationInfo { count_total, .. } = counted;
-    assert_eq!(count_total, 0, "{shape:?}: {counted:?}");
+    assert_eq!(count_total, 0, "{what:?}: {counted:?}");
 }
 
 #[test]
@@ -57,6 +59,14 @@ fn the_core_allocates_nothing_for_an_event() {
             load.turn();
         });
     }
+}
+
+#[test]
+fn routes_to_a_thousand_subscribers_allocate_nothing_for_an_event() {
+    let mut load = many_topics(1_000, Interest::OwnTen);
+    assert_steady("own topics", || {
+        load.route();
+    });
 }
 
 /// What a data thread does in a turn, with real sockets: from the batch to the books.

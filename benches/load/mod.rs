@@ -16,11 +16,22 @@ pub const BATCH: usize = 64;
 /// Bytes of an event's payload.
 const PAYLOAD_BYTES: usize = 128;
 
+/// Which topics a subscriber wants.
+#[derive(Clone, Copy, Debug)]
+pub enum Interest {
+    /// All, by one wildcard.
+    All,
+    /// Ten that nobody else wants, by name.
+    OwnTen,
+}
+
 /// What a turn has to do.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
-    /// Subscribers that all topics are for.
-    pub fan_out: usize,
+    /// How many subscribers there are.
+    pub subscribers: usize,
+    /// What each of them wants.
+    pub interest: Interest,
     /// Different topics, in turn.
     pub topics: usize,
     /// Events in each datagram of the batch.
@@ -40,7 +51,7 @@ pub struct Load {
 impl Load {
     /// A core that has had one such turn already, so that it knows the topics and has its memory.
     pub fn new(shape: Shape) -> Self {
-        let mut core = core(shape.fan_out);
+        let mut core = core(shape);
         let (forwarder, publishers) = core.workers.remove(0);
         let mut load = Self {
             directory: core.directory,
@@ -56,13 +67,28 @@ impl Load {
 
     /// Takes the batch in and hands all copies out; says how many bytes they have.
     pub fn turn(&mut self) -> usize {
+        self.take_in(Self::hand_out)
+    }
+
+    /// Takes the batch in and lets go of the frames built of it, unsent; says how many copies of
+    /// events they stood for.
+    pub fn route(&mut self) -> u64 {
+        self.take_in(|load| {
+            load.forwarder.end_frames();
+            0
+        });
+        self.tally.copies
+    }
+
+    /// Takes the batch in; `empty` is called where the core is full, and at the end.
+    fn take_in(&mut self, empty: impl Fn(&mut Self) -> usize) -> usize {
         self.tally.clear();
         let arrival = Arrival {
             source: Source::Ip(([127, 0, 0, 1], 9).into()),
             listener: 0,
             unix_nano: 0,
         };
-        let mut bytes = 0;
+        let mut sum = 0;
         self.forwarder.begin_turn(&self.directory);
         let batch = std::mem::take(&mut self.batch);
         for datagram in &batch {
@@ -76,11 +102,11 @@ impl Load {
                 )
                 .expect("these are frames");
             if self.forwarder.is_full() {
-                bytes += self.hand_out();
+                sum += empty(self);
             }
         }
         self.batch = batch;
-        bytes + self.hand_out()
+        sum + empty(self)
     }
 
     fn hand_out(&mut self) -> usize {
@@ -106,12 +132,26 @@ impl Load {
     }
 }
 
-fn core(fan_out: usize) -> bus::Parts {
-    let subscribers: String = (0..fan_out)
+/// A core whose batch has each of 10,000 topics once or twice, and each event for one subscriber.
+pub fn many_topics(subscribers: usize, interest: Interest) -> Load {
+    let events_per_datagram = 160;
+    let mut load = Load::new(Shape {
+        subscribers,
+        interest,
+        topics: 10_000,
+        events_per_datagram,
+    });
+    assert_eq!(load.route(), (BATCH * events_per_datagram) as u64);
+    load
+}
+
+fn core(shape: Shape) -> bus::Parts {
+    let subscribers: String = (0..shape.subscribers)
         .map(|number| {
             let port = 10_000 + number;
+            let topics = wanted(shape.interest, number);
             format!(
-                "[[subscriber]]\nname = \"s{number}\"\naddress = \"127.0.0.1:{port}\"\ntopics = [\"search.>\"]\n"
+                "[[subscriber]]\nname = \"s{number}\"\naddress = \"127.0.0.1:{port}\"\ntopics = {topics:?}\n"
             )
         })
         .collect();
@@ -121,12 +161,24 @@ fn core(fan_out: usize) -> bus::Parts {
     bus::open(&plan.settings, 1, Duration::ZERO, random)
 }
 
-/// So many datagrams.
-pub fn datagrams(count: usize, shape: Shape) -> Vec<Vec<u8>> {
-    let mut topics = (0..shape.topics).cycle().map(|number| match number {
+/// The patterns of the subscriber with this number.
+fn wanted(interest: Interest, number: usize) -> Vec<String> {
+    match interest {
+        Interest::All => vec!["search.>".to_owned()],
+        Interest::OwnTen => (number * 10..number * 10 + 10).map(topic).collect(),
+    }
+}
+
+fn topic(number: usize) -> String {
+    match number {
         0 => "search.index.photo".to_owned(),
         _ => format!("search.index.{number:05}"),
-    });
+    }
+}
+
+/// So many datagrams.
+pub fn datagrams(count: usize, shape: Shape) -> Vec<Vec<u8>> {
+    let mut topics = (0..shape.topics).cycle().map(topic);
     let datagram = |_| {
         let mut frame = Vec::new();
         for topic in topics.by_ref().take(shape.events_per_datagram) {

@@ -1,0 +1,200 @@
+"""Tests of the record's arithmetic, parsing, charts and page. `python3 benches/test_record.py`"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import subprocess
+import sys
+import tempfile
+import unittest
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "record"))
+
+import figures
+import loads
+import machine
+import page
+import processes
+import svg
+import workloads
+
+
+class Figures(unittest.TestCase):
+    def test_a_ratio_is_that_of_each_rounds_pair(self) -> None:
+        # The machine became ten times slower between the rounds; the ratio does not tell of it.
+        self.assertEqual(figures.told(figures.ratios([90, 9], [100, 10])), "0.90 [0.90..0.90]")
+
+    def test_rounds_without_a_partner_are_refused(self) -> None:
+        with self.assertRaises(ValueError):
+            figures.ratios([1, 2], [1])
+
+    def test_a_spread_is_the_median_and_both_ends(self) -> None:
+        self.assertEqual(figures.spread([5, 1, 100]), (5, 1, 100))
+        self.assertEqual(figures.told([]), "–")
+
+    def test_numbers_have_three_digits_at_every_step(self) -> None:
+        cases = {0: "0.00", 0.004: "0.004", 1.234: "1.23", 9.996: "10.0", 99.96: "100", 999.4: "999"}
+        cases |= {999.6: "1.00k", 12_345: "12.3k", 999_600: "1.00M", 33_000_000: "33.0M"}
+        for value, words in cases.items():
+            self.assertEqual(figures.short(value), words)
+        for value, words in {1.234: "1.23", 999.4: "999", 999.6: "1,000", 12_345: "12,300"}.items():
+            self.assertEqual(figures.plain(value), words)
+
+
+class Parsing(unittest.TestCase):
+    TABLE = (
+        "   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid\n"
+        "   10: 0100007F:1C6D 00000000:0000 07 00000000:00000300 00:00000000 00000000     0\n"
+        "   10: 0100007F:1C6D 00000000:0000 07 00000000:00000010 00:00000000 00000000     0\n"
+        "   11: 0100007F:1C6E 00000000:0000 07 00000009:00000000 00:00000000 00000000     0\n"
+    )
+
+    def test_what_waits_is_added_up_over_the_sockets_of_a_port(self) -> None:
+        self.assertEqual(processes.waiting_bytes(self.TABLE), {7277: 0x310, 7278: 0})
+
+    def test_only_calls_within_the_time_count(self) -> None:
+        trace = "7 9.9 brk(NULL) = 0\n7 10.0 read(3) = 0\n8 14.9 <... futex resumed>) = 0\n7 15.0 exit(0)\n\n"
+        self.assertEqual(loads.calls_between(trace, 10.0, 15.0), 2)
+
+    def test_a_report_of_the_bench_becomes_a_sample(self) -> None:
+        report = {
+            "published": {"events": 10, "events_per_second": 5.0},
+            "received": {"events": 30, "events_per_second": 15.0},
+            "bus": {"cpu_ns_per_copy": 7.0},
+            "latency_us": {"p50": 1.0, "p90": 2.0, "p99": 3.0, "p99_9": 4.0, "max": 5.0},
+        }
+        sample = loads.sample_of_bench(report, loads.Load(1.0, fan_out=4))
+        self.assertEqual(sample["lost_share"], 0.25)
+        self.assertEqual(sample["p99_9_us"], 4.0)
+
+    def test_counts_of_a_first_and_of_a_later_run_are_read(self) -> None:
+        with tempfile.TemporaryDirectory() as directory:
+            for values in ('{"new": 640}', '{"both": [640, 999]}'):
+                summary = Path(directory, "turn.fan_out_4_of_1_event", "summary.json")
+                summary.parent.mkdir(exist_ok=True)
+                total = f'{{"metrics": {{"Ir": {{"values": {values}}}}}}}'
+                summary.write_text(f'{{"profiles": [{{"data": {{"total": {total}}}}}]}}')
+                counts = workloads.instructions_per_event(Path(directory))
+                self.assertEqual(counts, {"turn.fan_out_4_of_1_event": 10.0})
+
+    def test_the_benches_that_are_told_of_are_there(self) -> None:
+        source = Path(__file__).with_name("instructions.rs").read_text()
+        there = re.findall(r"#\[bench::(\w+)\(", source)
+        self.assertLessEqual({name.split(".")[1] for name in workloads.INSTRUCTIONS}, set(there))
+
+    def test_a_batch_is_that_of_the_benches(self) -> None:
+        source = Path(__file__).parent.joinpath("load", "mod.rs").read_text()
+        self.assertIn(f"pub const BATCH: usize = {workloads.BATCH};", source)
+
+    def test_what_the_record_writes_is_no_change_of_the_sources(self) -> None:
+        for path in ("benches/RESULTS.md", "benches/results.json", "benches/throughput.svg"):
+            self.assertTrue(machine.OUTPUT.match(path), path)
+        for path in ("benches/load/mod.rs", "benches/record/svg.py", "src/results.json"):
+            self.assertFalse(machine.OUTPUT.match(path), path)
+
+
+class Processes(unittest.TestCase):
+    def test_a_process_ends_with_its_block_even_when_that_fails(self) -> None:
+        with self.assertRaises(KeyError):
+            with processes.running(["sleep", "1000"]) as process:
+                raise KeyError
+        self.assertIsNotNone(process.poll())
+
+    def test_one_that_says_nothing_of_use_is_an_error(self) -> None:
+        with self.assertRaisesRegex(processes.Failed, "echo"):
+            processes.printed(["echo", "bind: Address already in use"], 10)
+
+    def test_ports_in_a_row_are_free(self) -> None:
+        ports = processes.free_ports(17)
+        self.assertEqual(ports, list(range(ports[0], ports[0] + 17)))
+        self.assertTrue(all(map(processes.is_free, ports)))
+
+
+class Charts(unittest.TestCase):
+    def test_ticks_hold_all_values(self) -> None:
+        for low, factor in itertools.product((0.03, 1.0, 7.0, 99.0), (1.0, 1.5, 30.0, 1e5)):
+            linear, log = svg.linear_ticks(low * factor), svg.log_ticks(low, low * factor)
+            self.assertEqual(linear[0], 0)
+            self.assertGreaterEqual(linear[-1] * 1.001, low * factor)
+            self.assertLessEqual(log[0], low * 1.001)
+            self.assertGreaterEqual(log[-1] * 1.001, low * factor)
+            self.assertLessEqual(max(len(linear), len(log)), 11)
+
+    def test_an_axis_runs_from_bottom_to_top(self) -> None:
+        for scale in ("linear", "log"):
+            axis = svg.Axis([10.0, 1_000.0], scale)
+            self.assertLess(axis.share(10.0), 0.02)
+            self.assertEqual(axis.share(1_000.0), 1.0)
+
+    def test_a_chart_is_well_formed_and_inside_its_frame(self) -> None:
+        values = [figures.Spread(2.0, 1.0, 3.0), figures.Spread(900.0, 800.0, 1_000.0)]
+        for shape, scale in itertools.product(("bars", "lines"), ("linear", "log")):
+            panel = svg.Panel("a < b", "x", "y", ["1", "2"], [svg.Series("bus & co", values)], shape, scale)
+            drawing = ElementTree.fromstring(svg.chart("title", [panel, panel]))
+            width = float(drawing.attrib["width"])
+            for mark in drawing.iter("{http://www.w3.org/2000/svg}rect"):
+                self.assertGreaterEqual(float(mark.get("height", 0)), 0)
+                self.assertLessEqual(float(mark.get("x", 0)) + float(mark.get("width", 0)), width)
+
+
+class Page(unittest.TestCase):
+    def results(self, contestants: list[str]) -> dict[str, object]:
+        sample = {"delivered_per_second": 2e6, "cpu_ns_per_copy": 80.0, "lost_share": 0.0}
+        sample |= {"p50_us": 50.0, "p99_us": 90.0, "p99_9_us": 400.0}
+
+        def case(*names: str) -> dict[str, object]:
+            return {name: [sample] for name in names}
+
+        return {
+            "machine": machine.machine(),
+            "sources": {"commit": "c0ffee", "is_changed": False, "rustc": "rustc"},
+            "build": "release",
+            **{"command": "record", "begin": "then", "end": "now", "rounds": 1, "seconds": 1.0},
+            **{"load_begin": [0, 0, 0], "load_end": [1, 1, 1]},
+            "has_yardstick": "yardstick" in contestants,
+            "sections": {
+                "throughput": {"1/1": case(*contestants), "4/100": case(*contestants)},
+                "cost": {"paced": case("linger 0", "linger 500", *contestants[1:])},
+                "lingering": {"paced": case("0", "500")},
+                "latency": {"paced": case("bus", "relay")},
+                "topics": {"full speed": case("1", "1000")},
+                "workers": {"full speed": case("1", "2")},
+            },
+            "instructions_per_event": {},
+            "resident_kib": {"idle": 4096, "1000000": 6144},
+        }
+
+    def test_the_yardsticks_columns_are_there_if_it_was(self) -> None:
+        with_it = "\n".join(page.page(self.results(["bus", "yardstick"])))
+        self.assertIn("yardstick, events/s", with_it)
+        without = "\n".join(page.page(self.results(["bus"])))
+        self.assertNotIn("yardstick", without)
+
+    def test_rows_are_as_wide_as_their_heads(self) -> None:
+        for contestants in (["bus"], ["bus", "yardstick"]):
+            lines = list(page.page(self.results(contestants)))
+            for upper, lower in zip(lines, lines[1:]):
+                if upper.startswith("|") and lower.startswith("|"):
+                    self.assertEqual(upper.count("|"), lower.count("|"), lower)
+
+    def test_page_and_charts_are_written(self) -> None:
+        with tempfile.TemporaryDirectory() as directory:
+            page.write(Path(directory), self.results(["bus", "yardstick"]))
+            text = Path(directory, "RESULTS.md").read_text()
+            for chart in re.findall(r"\((\w+\.svg)\)", text):
+                ElementTree.parse(Path(directory, chart))
+
+
+class CommandLine(unittest.TestCase):
+    def test_a_quick_run_may_not_overwrite_the_record(self) -> None:
+        program = str(Path(__file__).with_name("record"))
+        done = subprocess.run([sys.executable, program, "--quick"], capture_output=True, text=True, timeout=60)
+        self.assertEqual(done.returncode, 2)
+        self.assertIn("--out", done.stderr)
+
+
+if __name__ == "__main__":
+    unittest.main()
