@@ -452,6 +452,15 @@ pub struct Runs<'a> {
     is_dense: bool,
 }
 
+impl Runs<'_> {
+    /// Whether there are no more.
+    #[must_use]
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.rest.is_empty()
+    }
+}
+
 impl<'a> Iterator for Runs<'a> {
     type Item = EventRun<'a>;
 
