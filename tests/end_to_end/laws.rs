@@ -12,7 +12,7 @@ use hailmary_proto::v1::{Event, Frame, Stamp};
 use prost::Message;
 
 use super::support::{
-    PATIENCE, Serving, assert_laws, datagram, event, sum, sum_of, value, wait_until,
+    EndOnDrop, PATIENCE, Serving, assert_laws, datagram, event, sum, sum_of, value, wait_until,
 };
 
 /// How many scrapes must balance under load.
@@ -182,15 +182,6 @@ fn configuration(directory: &Path) -> String {
         );
     }
     text
-}
-
-/// Ends the threads that look at it also where the test fails.
-struct EndOnDrop<'a>(&'a AtomicBool);
-
-impl Drop for EndOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 /// Scrapes, each of which must balance, till there were enough.
