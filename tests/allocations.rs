@@ -104,6 +104,7 @@ fn turns_with_sockets(shape: Shape) {
             let arrival = Arrival {
                 source: datagram.source,
                 listener: 0,
+                now: Duration::ZERO,
                 unix_nano: 1,
             };
             forwarder

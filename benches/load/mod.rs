@@ -98,6 +98,7 @@ impl Load {
         let arrival = Arrival {
             source: Source::Ip(([127, 0, 0, 1], 9).into()),
             listener: 0,
+            now: Duration::ZERO,
             unix_nano: 0,
         };
         let mut sum = 0;
