@@ -4,7 +4,10 @@
 //! lease begins or ends; it never waits for a reader that is slow.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,6 +15,7 @@ use std::time::{Duration, Instant};
 use crate::bus::address::Address;
 use crate::bus::subscribers::SubscriberId;
 use crate::ledger::Mailbox;
+use crate::net::listener::Buffer;
 use crate::net::sys::{self, SocketMemory};
 
 /// What the bus is doing.
@@ -54,6 +58,8 @@ pub struct SubscriberInfo {
 pub struct ListenerInfo {
     /// Its address with scheme, as in the metrics' label.
     pub name: String,
+    /// The receive buffer of each of its sockets, the smallest of them.
+    pub buffer: Buffer,
     /// Second handles of its sockets, one for each data thread that listens there, for the
     /// kernel's account of them.
     pub sockets: Vec<OwnedFd>,
@@ -64,6 +70,15 @@ impl ListenerInfo {
     pub fn memory(&self) -> impl Iterator<Item = Option<SocketMemory>> {
         let sockets = self.sockets.iter();
         sockets.map(|socket| sys::socket_memory(socket.as_fd()))
+    }
+
+    /// The numbers of its sockets, by which the kernel's lists name them. None that cannot be had.
+    pub fn inodes(&self) -> impl Iterator<Item = u64> {
+        let inode = |socket: &OwnedFd| {
+            let socket = File::from(socket.try_clone()?);
+            socket.metadata().map(|metadata| metadata.ino())
+        };
+        self.sockets.iter().map(inode).filter_map(io::Result::ok)
     }
 
     /// What waits in its buffers and how far that may go, in bytes.

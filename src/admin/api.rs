@@ -24,6 +24,7 @@ pub(super) async fn status(Shared(desk): Shared<Arc<Desk>>) -> Json<Value> {
             Phase::Ready => "ready",
             Phase::Stopping => "stopping",
         },
+        "pid": std::process::id(),
         "uptime_seconds": desk.state.started.elapsed().as_secs_f64(),
         "listeners": listeners(&desk.state),
         "subscribers": desk.state.subscribers().len(),
@@ -36,6 +37,9 @@ fn listeners(state: &State) -> Vec<Value> {
         let bytes = info.buffer_bytes();
         json!({
             "address": info.name,
+            "inodes": info.inodes().collect::<Vec<_>>(),
+            "wanted_buffer_bytes": info.buffer.wanted,
+            "granted_buffer_bytes": info.buffer.granted,
             "buffer_bytes": bytes.map(|(_, size)| size),
             "buffer_used_bytes": bytes.map(|(used, _)| used),
         })

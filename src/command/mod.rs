@@ -1,7 +1,9 @@
 //! What the program can be told to do, one module for each command.
 
+mod admin_client;
 pub mod bench;
 pub mod check;
+mod grouped;
 pub mod publish;
 pub mod serve;
 pub mod subscribe;

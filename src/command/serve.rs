@@ -236,10 +236,14 @@ fn bind(plan: &Plan) -> anyhow::Result<Vec<Vec<Listener>>> {
 
 fn listener_infos(workers: &[Vec<Listener>]) -> io::Result<Vec<ListenerInfo>> {
     let info = |(index, listener): (usize, &Listener)| {
-        let shared = workers.iter().filter_map(|listeners| listeners.get(index));
-        let sockets = shared.map(|listener| listener.as_fd().try_clone_to_owned());
+        let shared = || workers.iter().filter_map(|listeners| listeners.get(index));
+        let sockets = shared().map(|listener| listener.as_fd().try_clone_to_owned());
+        let buffers = shared().map(Listener::buffer);
         Ok(ListenerInfo {
             name: listener.name().to_owned(),
+            buffer: buffers
+                .min_by_key(|buffer| buffer.granted)
+                .unwrap_or(listener.buffer()),
             sockets: sockets.collect::<io::Result<_>>()?,
         })
     };
