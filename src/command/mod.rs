@@ -3,6 +3,7 @@
 mod admin_client;
 pub mod bench;
 pub mod check;
+pub mod doctor;
 mod grouped;
 pub mod publish;
 pub mod serve;
