@@ -51,6 +51,11 @@ impl Host {
         })
     }
 
+    /// Whether there is such a file under `/proc`.
+    pub fn has(&self, file: &str) -> bool {
+        self.proc.join(file).exists()
+    }
+
     /// A kernel parameter that is one number, by its name.
     pub fn sysctl(&self, name: &str) -> Known<u64> {
         let file = format!("sys/{}", name.replace('.', "/"));

@@ -27,7 +27,7 @@ use self::buffers::Capability;
 use self::finding::{Finding, Known, NotKnown};
 use self::host::Host;
 use self::report::Report;
-use self::running::{Answer, Bus, Chosen};
+use self::running::{Answer, Bus, Chosen, Listener};
 use self::sockets::Socket;
 
 /// How long any one answer of the running bus may take: it takes milliseconds.
@@ -41,7 +41,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 #[command(after_help = "\
 Examples:
   hailmary doctor
-  hailmary doctor --config /etc/hailmary/hailmary.toml
+  hailmary doctor --config hailmary.toml
   hailmary doctor --admin 127.0.0.1:7278 --json
 
 Exit status: 0 nothing found that loses events, 1 something does or will, 2 wrong usage,
@@ -146,10 +146,10 @@ fn examine(host: &Host, plan: &Plan, asked: &Asked) -> Vec<Finding> {
         _ => None,
     };
     let sockets = udp_sockets(host);
-    let is_here = bus.is_some_and(|bus| is_here(host, bus, &sockets));
+    let place = bus.map_or(Place::Elsewhere, |bus| place(host, bus, &sockets));
     let mut findings = vec![reached];
-    if bus.is_some() && !is_here {
-        findings.push(elsewhere());
+    if bus.is_some() {
+        findings.extend(place.finding());
     }
     findings.extend(match bus {
         Some(bus) => sockets::kernel_drops(bus, &sockets),
@@ -158,7 +158,11 @@ fn examine(host: &Host, plan: &Plan, asked: &Asked) -> Vec<Finding> {
     if let Some(bus) = bus {
         findings.extend(counted(bus));
     }
-    findings.extend(of_host(host, plan, bus.filter(|_| is_here)));
+    findings.extend(of_host(
+        host,
+        plan,
+        bus.filter(|_| place != Place::Elsewhere),
+    ));
     findings
 }
 
@@ -208,41 +212,67 @@ fn counted(bus: &Bus) -> Vec<Finding> {
     }
 }
 
-fn elsewhere() -> Finding {
-    let reason = NotKnown(
-        "its sockets are not among this host's, so it runs on another host or in another network \
-         namespace; what is said here of limits, routes and neighbours is of this host alone"
-            .to_owned(),
-    );
-    Finding::unknown("bus", "what the bus's own host loses", &reason)
-        .with_mend("# Run hailmary doctor there, in a container inside of it.")
+/// Where a bus runs.
+#[derive(Debug, PartialEq, Eq)]
+enum Place {
+    /// On this host, in this network namespace.
+    Here,
+    /// On another host, or in another network namespace.
+    Elsewhere,
+    /// Why that cannot be told. It is taken to be here then.
+    NotKnown(NotKnown),
+}
+
+impl Place {
+    fn finding(&self) -> Option<Finding> {
+        match self {
+            Place::Here => None,
+            Place::Elsewhere => {
+                let reason = NotKnown(
+                    "its sockets are not among this host's, so it runs on another host or in \
+                     another network namespace; what is said here of limits, routes and \
+                     neighbours is of this host alone"
+                        .to_owned(),
+                );
+                let finding = Finding::unknown("bus", "what the bus's own host loses", &reason);
+                Some(finding.with_mend("# Run hailmary doctor there, in a container inside of it."))
+            }
+            Place::NotKnown(reason) => {
+                let what = "whether the bus runs on this host";
+                Some(Finding::unknown("bus", what, reason))
+            }
+        }
+    }
 }
 
 fn udp_sockets(host: &Host) -> Known<Vec<Socket>> {
     let mut sockets = sockets::parse_udp(&host.read("net/udp")?)?;
     // A system without IPv6 has no such file.
-    if let Ok(text) = host.read("net/udp6") {
-        sockets.extend(sockets::parse_udp(&text)?);
+    if host.has("net/udp6") {
+        sockets.extend(sockets::parse_udp(&host.read("net/udp6")?)?);
     }
     Ok(sockets)
 }
 
 /// Whether one of the sockets that the bus tells is this host's, by number and, on UDP, address.
-fn is_here(host: &Host, bus: &Bus, sockets: &Known<Vec<Socket>>) -> bool {
-    let udp = sockets.as_deref().unwrap_or_default();
-    let unix = host.read("net/unix").unwrap_or_default();
-    let unix = sockets::parse_unix_inodes(&unix);
-    bus.status.listeners.iter().any(|listener| {
-        let is_its = |inode: u64| listener.inodes.contains(&inode);
-        match listener.udp() {
-            Some(local) => udp.iter().any(|socket| {
-                socket.local.port() == local.port()
-                    && socket.local.ip() == local.ip()
-                    && is_its(socket.inode)
-            }),
-            None => unix.iter().any(|inode| is_its(*inode)),
+fn place(host: &Host, bus: &Bus, udp: &Known<Vec<Socket>>) -> Place {
+    let unix = host.read("net/unix");
+    let unix = unix.map(|text| sockets::parse_unix_inodes(&text));
+    let is_listed = |listener: &Listener| match listener.udp() {
+        Some(_) => udp.iter().flatten().any(|socket| socket.is_of(listener)),
+        None => {
+            let mut listed = unix.iter().flatten();
+            listed.any(|inode| listener.inodes.contains(inode))
         }
-    })
+    };
+    if bus.status.listeners.iter().any(is_listed) {
+        return Place::Here;
+    }
+    match (udp, unix) {
+        (Err(reason), _) => Place::NotKnown(reason.clone()),
+        (_, Err(reason)) => Place::NotKnown(reason),
+        (Ok(_), Ok(_)) => Place::Elsewhere,
+    }
 }
 
 fn capability(host: &Host, bus: Option<&Bus>) -> Capability {

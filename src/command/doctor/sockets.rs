@@ -9,7 +9,7 @@ use crate::command::grouped::Grouped;
 
 use super::buffers::raise;
 use super::finding::{Finding, Known, NotKnown};
-use super::running::Bus;
+use super::running::{Bus, Listener};
 
 const CHECK: &str = "kernel-drops";
 
@@ -24,6 +24,16 @@ pub struct Socket {
     pub inode: u64,
     /// Datagrams dropped since it was made.
     pub drops: u64,
+}
+
+impl Socket {
+    /// Whether it is this listener's, by number and address.
+    pub fn is_of(&self, listener: &Listener) -> bool {
+        // Not by the address as a whole, which may also name a link.
+        let is_there =
+            |local: SocketAddr| (self.local.ip(), self.local.port()) == (local.ip(), local.port());
+        listener.udp().is_some_and(is_there) && listener.inodes.contains(&self.inode)
+    }
 }
 
 /// Reads `/proc/net/udp` or `/proc/net/udp6`.
@@ -169,14 +179,11 @@ fn drops_by_listener(bus: &Bus, sockets: &[Socket]) -> Known<Vec<Drops>> {
     };
     let mut all = Vec::new();
     for listener in &bus.status.listeners {
-        let Some(local) = listener.udp() else {
+        if listener.udp().is_none() {
             continue;
-        };
-        let is_its = |socket: &&Socket| {
-            let is_there = (socket.local.ip(), socket.local.port()) == (local.ip(), local.port());
-            is_there && listener.inodes.contains(&socket.inode)
-        };
-        let its: Vec<_> = sockets.iter().filter(is_its).collect();
+        }
+        let its = sockets.iter().filter(|socket| socket.is_of(listener));
+        let its: Vec<_> = its.collect();
         if its.is_empty() {
             return Err(elsewhere());
         }
@@ -237,7 +244,6 @@ pub fn drops_of_nobody(listen: &[SocketAddr], sockets: &Known<Vec<Socket>>) -> F
 #[cfg(test)]
 mod tests {
     use super::super::finding::Severity;
-    use super::super::running::Listener;
     use super::*;
     use crate::command::admin_client::Scrape;
 

@@ -114,3 +114,31 @@ fn an_admins_address_is_a_host_and_a_port() {
         "127.0.0.1:1".parse().unwrap()
     );
 }
+
+#[test]
+fn a_bus_is_here_if_one_of_its_sockets_is() {
+    let proc = tempfile::tempdir().unwrap();
+    fs::create_dir(proc.path().join("net")).unwrap();
+    let host = Host::at(proc.path());
+    let status = "{\"version\":\"1\",\"uptime_seconds\":5,\"listeners\":[]}";
+    let mut bus = Bus {
+        status: serde_json::from_str(status).unwrap(),
+        subscribers: Ok(Vec::new()),
+        metrics: Err(NotKnown("no".to_owned())),
+    };
+    let placed = |bus: &Bus| place(&host, bus, &udp_sockets(&host));
+    let listeners = ["udp://127.0.0.1:7277", "unix:///run/bus.sock"];
+    for address in listeners {
+        bus.status.listeners = vec![Listener::example(address, 1, 1)];
+        assert!(matches!(placed(&bus), Place::NotKnown(_)));
+    }
+    fs::write(proc.path().join("net/udp"), UDP).unwrap();
+    let unix = "Num RefCount Protocol Flags Type St Inode Path\n";
+    fs::write(proc.path().join("net/unix"), unix).unwrap();
+    assert_eq!(placed(&bus), Place::Elsewhere);
+    let line = "0: 00000002 00000000 00000000 0002 01 102 /run/bus.sock\n";
+    fs::write(proc.path().join("net/unix"), [unix, line].concat()).unwrap();
+    assert_eq!(placed(&bus), Place::Here);
+    bus.status.listeners = vec![Listener::example(listeners[0], 1, 1)];
+    assert_eq!(placed(&bus), Place::Elsewhere, "a number of another kind");
+}
