@@ -223,6 +223,11 @@ fn a_bus_that_only_claims_to_be_here_is_not_taken_for_it() {
         panic!("{found:?}");
     };
     assert!(told.contains("dropped 7 of 7 datagrams in front of the bus"));
+    // What it says of itself stands, wherever it is.
+    let [("may lose", told)] = of(&found, "receive-buffer")[..] else {
+        panic!("{found:?}");
+    };
+    assert!(told.contains("of 1 bytes where 9 are wanted"), "{told}");
     // Its subscribers are not reached from here, and its process is none of this host's.
     assert_eq!(of(&found, "route")[0].0, "fine");
     assert_eq!(of(&found, "capability")[0].0, "fine");

@@ -14,6 +14,7 @@ mod sockets;
 mod softnet;
 mod ways;
 
+use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -68,11 +69,11 @@ impl Doctor {
     pub fn run(&self) -> anyhow::Result<()> {
         let plan = self.plan()?;
         let report = Report::new(examine(&Host::system(), &plan, &self.admin(&plan)));
-        if self.json {
-            println!("{}", serde_json::to_string(&report)?);
-        } else {
-            print!("{report}");
-        }
+        let text = match self.json {
+            true => serde_json::to_string(&report)? + "\n",
+            false => report.to_string(),
+        };
+        io::stdout().write_all(text.as_bytes())?;
         report.check()
     }
 
@@ -128,68 +129,76 @@ fn reachable(address: SocketAddr) -> SocketAddr {
 
 /// All checks.
 fn examine(host: &Host, plan: &Plan, asked: &Asked) -> Vec<Finding> {
-    let (answer, reached) = match asked {
-        Asked::At(address, chosen) => {
-            let admin = AdminClient::new(address, PATIENCE);
-            let answer = running::ask(&admin);
-            let reached = running::reached(&answer, admin.address(), *chosen);
-            (answer, reached)
-        }
-        Asked::Not(reason) => {
-            let answer = Answer::NotAsked(reason.clone());
-            let reached = running::reached(&answer, "", Chosen::ByConfiguration);
-            (answer, reached)
-        }
-    };
-    let bus = match &answer {
-        Answer::Bus(bus) => Some(&**bus),
-        _ => None,
-    };
+    let (answer, reached) = ask(asked);
     let sockets = udp_sockets(host);
-    let place = bus.map_or(Place::Elsewhere, |bus| place(host, bus, &sockets));
     let mut findings = vec![reached];
-    if bus.is_some() {
-        findings.extend(place.finding());
-    }
-    findings.extend(match bus {
-        Some(bus) => sockets::kernel_drops(bus, &sockets),
-        None => vec![sockets::drops_of_nobody(&udp_addresses(plan), &sockets)],
-    });
-    if let Some(bus) = bus {
-        findings.extend(counted(bus));
-    }
-    findings.extend(of_host(
-        host,
-        plan,
-        bus.filter(|_| place != Place::Elsewhere),
-    ));
+    let Answer::Bus(bus) = answer else {
+        let drops = sockets::drops_of_nobody(&udp_addresses(plan), &sockets);
+        findings.push(drops);
+        findings.extend(of_buffers(host, plan, &[], None));
+        findings.extend(of_host(host, plan, None));
+        return findings;
+    };
+    let place = place(host, &bus, &sockets);
+    let here = (place != Place::Elsewhere).then_some(&*bus);
+    findings.extend(place.finding());
+    findings.extend(sockets::kernel_drops(&bus, &sockets));
+    findings.extend(counted(&bus));
+    findings.extend(of_buffers(host, plan, &bus.status.listeners, here));
+    findings.extend(of_host(host, plan, here));
     findings
 }
 
-/// The checks of this host, with the bus that runs on it.
-fn of_host(host: &Host, plan: &Plan, bus: Option<&Bus>) -> Vec<Finding> {
-    let capability = capability(host, bus);
+/// What the bus answers, and whether it does.
+fn ask(asked: &Asked) -> (Answer, Finding) {
+    let (answer, address, chosen) = match asked {
+        Asked::At(address, chosen) => {
+            let admin = AdminClient::new(address, PATIENCE);
+            (running::ask(&admin), address.as_str(), *chosen)
+        }
+        Asked::Not(reason) => {
+            let answer = Answer::NotAsked(reason.clone());
+            (answer, "", Chosen::ByConfiguration)
+        }
+    };
+    let reached = running::reached(&answer, address, chosen);
+    (answer, reached)
+}
+
+/// The checks of socket buffers: what the listeners of the bus that was asked were granted,
+/// wherever it runs, and what this host grants.
+fn of_buffers(
+    host: &Host,
+    plan: &Plan,
+    listeners: &[Listener],
+    here: Option<&Bus>,
+) -> Vec<Finding> {
+    let capability = capability(host, here);
     let receive = host.sysctl("net.core.rmem_max");
     let send = host.sysctl("net.core.wmem_max");
     let receive_wanted = u64::try_from(plan.receive_buffer_bytes).unwrap_or(u64::MAX);
     let send_wanted = u64::try_from(plan.send_buffer_bytes).unwrap_or(u64::MAX);
-    let listeners = bus.map(|bus| bus.status.listeners.as_slice());
-    let listeners = listeners.unwrap_or_default();
 
     let mut findings = buffers::receive(&receive, receive_wanted, listeners, &capability);
     findings.push(buffers::send(&send, send_wanted, &capability));
     let limits = [(&receive, receive_wanted), (&send, send_wanted)];
     findings.push(buffers::capability_finding(&capability, &limits));
-    findings.push(buffers::unix_queue(
-        &host.sysctl("net.unix.max_dgram_qlen"),
-        &unix_sockets(plan, bus),
-    ));
-    findings.push(softnet::softnet(
-        &host.read("net/softnet_stat"),
-        &host.sysctl("net.core.netdev_max_backlog"),
-    ));
-    let subscribers = bus.map(|bus| bus.subscribers.as_deref());
-    let subscribers = match subscribers {
+    findings
+}
+
+/// The other checks of this host, with the bus that runs on it.
+fn of_host(host: &Host, plan: &Plan, bus: Option<&Bus>) -> Vec<Finding> {
+    let mut findings = vec![
+        buffers::unix_queue(
+            &host.sysctl("net.unix.max_dgram_qlen"),
+            &unix_sockets(plan, bus),
+        ),
+        softnet::softnet(
+            &host.read("net/softnet_stat"),
+            &host.sysctl("net.core.netdev_max_backlog"),
+        ),
+    ];
+    let subscribers = match bus.map(|bus| bus.subscribers.as_deref()) {
         Some(Err(reason)) => {
             let what = "who subscribes at the running bus";
             findings.push(Finding::unknown("bus", what, reason));
