@@ -12,6 +12,7 @@ use crate::bus::address::Address;
 use crate::bus::subscribers::SubscriberId;
 use crate::ledger::Mailbox;
 use crate::net::account::{Account, Reading};
+use crate::net::listener::Buffer;
 
 /// What the bus is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +54,8 @@ pub struct SubscriberInfo {
 pub struct ListenerInfo {
     /// Its address with scheme, as in the metrics' label.
     pub name: String,
+    /// The receive buffer of each of its sockets, the smallest of them.
+    pub buffer: Buffer,
     /// The kernel's account of its sockets.
     pub account: Account,
 }

@@ -24,6 +24,7 @@ pub(super) async fn status(Shared(desk): Shared<Arc<Desk>>) -> Json<Value> {
             Phase::Ready => "ready",
             Phase::Stopping => "stopping",
         },
+        "pid": std::process::id(),
         "uptime_seconds": desk.state.started.elapsed().as_secs_f64(),
         "listeners": listeners(&desk.state, &accounts),
         "subscribers": desk.state.subscribers().len(),
@@ -35,6 +36,9 @@ fn listeners(state: &State, accounts: &[Option<Reading>]) -> Vec<Value> {
     let listener = |(info, account): (&ListenerInfo, &Option<Reading>)| {
         json!({
             "address": info.name,
+            "inodes": info.account.inodes().collect::<Vec<_>>(),
+            "wanted_buffer_bytes": info.buffer.wanted,
+            "granted_buffer_bytes": info.buffer.granted,
             "buffer_bytes": account.map(|account| account.size_bytes),
             "buffer_used_bytes": account.map(|account| account.used_bytes),
         })

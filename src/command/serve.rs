@@ -254,11 +254,15 @@ fn bind(plan: &Plan) -> anyhow::Result<Vec<Vec<Listener>>> {
 
 fn listener_infos(workers: &[Vec<Listener>]) -> io::Result<Vec<ListenerInfo>> {
     let info = |(index, listener): (usize, &Listener)| {
-        let shared = workers.iter().filter_map(|listeners| listeners.get(index));
-        let handles = shared.map(|listener| listener.as_fd().try_clone_to_owned());
+        let shared = || workers.iter().filter_map(|listeners| listeners.get(index));
+        let handles = shared().map(|listener| listener.as_fd().try_clone_to_owned());
         let handles: Vec<_> = handles.collect::<io::Result<_>>()?;
+        let buffers = shared().map(Listener::buffer);
         Ok(ListenerInfo {
             name: listener.name().to_owned(),
+            buffer: buffers
+                .min_by_key(|buffer| buffer.granted)
+                .unwrap_or(listener.buffer()),
             account: Account::open(handles),
         })
     };

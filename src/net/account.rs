@@ -4,7 +4,10 @@
 //! Read by the data threads while traffic flows, at each scrape, and when all is over: a socket
 //! with a count of 32 bits must be read before it has gone all the way round.
 
+use std::fs::File;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::sync::{Mutex, PoisonError};
 
 use super::sys::{self, SocketMemory};
@@ -54,6 +57,15 @@ impl Account {
             Socket { handle, drops }
         });
         Self(sockets.collect())
+    }
+
+    /// The numbers of the sockets, by which the kernel's lists name them. None that cannot be had.
+    pub fn inodes(&self) -> impl Iterator<Item = u64> {
+        let inode = |socket: &Socket| {
+            let socket = File::from(socket.handle.try_clone()?);
+            socket.metadata().map(|metadata| metadata.ino())
+        };
+        self.0.iter().map(inode).filter_map(io::Result::ok)
     }
 
     /// All sockets together, where the system keeps such an account.
