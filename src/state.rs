@@ -57,6 +57,9 @@ pub struct ListenerInfo {
     /// Second handles of its sockets, one for each data thread that listens there, for the
     /// kernel's account of them.
     pub sockets: Vec<OwnedFd>,
+    /// How far what waits in its buffers would go had the kernel granted what the configuration
+    /// wants, by the kernel's account, in bytes.
+    pub buffer_wanted_bytes: u32,
 }
 
 impl ListenerInfo {

@@ -9,7 +9,7 @@ use prometheus::{Encoder, TextEncoder};
 use crate::bus::tally::Histogram;
 use crate::bus::{CopyDrop, FrameDrop};
 use crate::ledger::{Counts, LeaseCounts, SeriesCounts};
-use crate::state::{Kind, State};
+use crate::state::{Kind, ListenerInfo, State};
 
 use super::KernelDrops;
 
@@ -78,19 +78,32 @@ fn ingress(page: &mut Page, counts: &Counts, kernel: &[KernelDrops], state: &Sta
             .into_iter()
             .chain(by_bus.map(|(reason, n)| ([("reason", reason.label())], n))),
     );
-    let buffers = || {
-        let listeners = state.listeners.iter();
-        listeners.filter_map(|info| Some((info.name.as_str(), info.buffer_bytes()?)))
+    buffers(page, state);
+}
+
+fn buffers(page: &mut Page, state: &State) {
+    let with_account = |info| Some((info, ListenerInfo::buffer_bytes(info)?));
+    let listeners: Vec<_> = state.listeners.iter().filter_map(with_account).collect();
+    let mut gauge = |name: &str, help: &str, bytes: fn(&ListenerInfo, (u32, u32)) -> u32| {
+        let values = listeners.iter();
+        let values = values
+            .map(|(info, account)| ([("listener", info.name.as_str())], bytes(info, *account)));
+        page.gauges(name, help, values);
     };
-    page.gauges(
+    gauge(
         "ingress_buffer_bytes",
         "What the kernel lets wait for a listener, by its own account.",
-        buffers().map(|(name, (_, size))| ([("listener", name)], size)),
+        |_, (_, size)| size,
     );
-    page.gauges(
+    gauge(
+        "ingress_buffer_wanted_bytes",
+        "What the kernel would let wait had it granted what the configuration wants.",
+        |info, _| info.buffer_wanted_bytes,
+    );
+    gauge(
         "ingress_buffer_used_bytes",
         "What waits for a listener, by the kernel's account.",
-        buffers().map(|(name, (used, _))| ([("listener", name)], used)),
+        |_, (used, _)| used,
     );
 }
 

@@ -236,11 +236,13 @@ fn bind(plan: &Plan) -> anyhow::Result<Vec<Vec<Listener>>> {
 
 fn listener_infos(workers: &[Vec<Listener>]) -> io::Result<Vec<ListenerInfo>> {
     let info = |(index, listener): (usize, &Listener)| {
-        let shared = workers.iter().filter_map(|listeners| listeners.get(index));
-        let sockets = shared.map(|listener| listener.as_fd().try_clone_to_owned());
+        let shared = || workers.iter().filter_map(|listeners| listeners.get(index));
+        let sockets = shared().map(|listener| listener.as_fd().try_clone_to_owned());
+        let wanted = shared().map(|listener| listener.buffer().wanted_by_account());
         Ok(ListenerInfo {
             name: listener.name().to_owned(),
             sockets: sockets.collect::<io::Result<_>>()?,
+            buffer_wanted_bytes: wanted.sum::<usize>().try_into().unwrap_or(u32::MAX),
         })
     };
     let all = workers.iter().take(1).flatten();
