@@ -32,7 +32,7 @@ pub fn wait_until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 }
 
 /// A process, ended by its id when dropped.
-struct Process(Child);
+pub struct Process(pub Child);
 
 impl Process {
     fn signal(&self, name: &str) {
@@ -55,7 +55,7 @@ impl Drop for Process {
 }
 
 /// Lines as they come, read by a thread, so that no pipe is ever full.
-fn lines(stream: impl Read + Send + 'static) -> mpsc::Receiver<String> {
+pub fn lines(stream: impl Read + Send + 'static) -> mpsc::Receiver<String> {
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || {
         for line in BufReader::new(stream).lines().map_while(Result::ok) {
