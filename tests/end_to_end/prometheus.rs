@@ -80,14 +80,10 @@ impl Scene {
     }
 }
 
-/// What begins with the bus's prefix, whole.
+/// The words that begin with the bus's prefix.
 fn metric_names(text: &str) -> BTreeSet<&str> {
-    let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_';
-    let starts = text.match_indices("hailmary_").map(|(start, _)| start);
-    starts
-        .filter(|start| !text[..*start].ends_with(is_part))
-        .map(|start| text[start..].split(|c| !is_part(c)).next().unwrap())
-        .collect()
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    words.filter(|word| word.starts_with("hailmary_")).collect()
 }
 
 /// Which reasons are asked for by name.
