@@ -25,9 +25,9 @@ const TURNS: usize = 50;
 fn shape(subscribers: usize, topics: usize, events_per_datagram: usize) -> Shape {
     Shape {
         subscribers,
-        interest: Interest::All,
         topics,
         events_per_datagram,
+        ..Shape::default()
     }
 }
 

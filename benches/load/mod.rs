@@ -38,6 +38,18 @@ pub struct Shape {
     pub events_per_datagram: usize,
 }
 
+/// The least: one event of one topic a datagram, and nobody who wants it.
+impl Default for Shape {
+    fn default() -> Self {
+        Self {
+            subscribers: 0,
+            interest: Interest::All,
+            topics: 1,
+            events_per_datagram: 1,
+        }
+    }
+}
+
 /// A core, and the batch that each of its turns takes in.
 pub struct Load {
     directory: Directory,

@@ -5,9 +5,10 @@
 //! - [`v1`]: the messages of `hailmary/v1/bus.proto`, as prost generates them,
 //! - [`decode`]: a borrowed view of a frame, for whoever handles many,
 //! - [`mod@write`]: the encoding of events and stamps without messages in between,
-//! - [`topic`]: what topics and patterns may be.
+//! - [`topic`]: what topics and patterns may be,
+//! - [`flow`]: what a flow's stamps tell of what was lost on its way.
 //!
-//! It does no I/O, reads no clock and keeps no state beyond buffers that are used again.
+//! It does no I/O, reads no clock and keeps no state beyond buffers that are used again and the counts of a flow.
 //!
 //! ```
 //! use hailmary_proto::decode::Decoder;
@@ -28,6 +29,7 @@
 //! ```
 
 pub mod decode;
+pub mod flow;
 mod key;
 pub mod topic;
 pub mod write;

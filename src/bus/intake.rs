@@ -10,7 +10,7 @@ use hailmary_proto::decode::{EventRun, FrameView};
 use super::access::Rights;
 use super::directory::Directory;
 use super::fanout::Fanout;
-use super::routes::{RouteId, Routes};
+use super::routes::{Route, RouteId, Routes};
 use super::tally::EventTally;
 
 /// What events pass on their way in.
@@ -47,6 +47,30 @@ impl Intake<'_> {
             self.tally.events += 1;
             self.tally.age(unix_nano, event.time_unix_nano());
         }
+        let mut runs = frame.runs();
+        let Some(first) = runs.next() else {
+            return;
+        };
+        if !runs.is_empty() {
+            return self.take_runs(frame, rights, hops);
+        }
+        // The usual case: one topic in the whole frame.
+        let found = self.routes.find(first.topic_bytes());
+        let Some(id) = found.or_else(|| self.resolve(&first)) else {
+            return;
+        };
+        let Some(route) = self.routes.route(id) else {
+            return;
+        };
+        if count(&first, rights, route, self.tally) {
+            for to in &route.sets {
+                self.fanout.push(*to, first, hops);
+            }
+        }
+    }
+
+    #[inline(never)]
+    fn take_runs(&mut self, frame: &FrameView<'_>, rights: Rights<'_>, hops: u32) {
         let mut neighbours: Option<Neighbours> = None;
         let mut next = 0;
         for run in frame.runs() {
@@ -59,25 +83,23 @@ impl Intake<'_> {
                     self.copy(frame, before, hops);
                 }
             }
-            let Some(route) =
-                found.or_else(|| self.routes.resolve(run.topic_bytes(), self.directory))
-            else {
-                self.tally.bad_topic += run.len() as u64;
+            let Some(id) = found.or_else(|| self.resolve(&run)) else {
                 continue;
             };
-            if !self.is_wanted(&run, rights, route) {
+            let route = self.routes.route(id);
+            if !route.is_some_and(|route| count(&run, rights, route, self.tally)) {
                 continue;
             }
             match &mut neighbours {
                 Some(before)
                     if frame.is_dense()
                         && before.events.end == events.start
-                        && self.have_same_sets(before.route, route) =>
+                        && self.have_same_sets(before.route, id) =>
                 {
                     before.events.end = events.end;
                 }
                 _ => {
-                    let next = Neighbours { route, events };
+                    let next = Neighbours { route: id, events };
                     if let Some(before) = neighbours.replace(next) {
                         self.copy(frame, before, hops);
                     }
@@ -89,28 +111,14 @@ impl Intake<'_> {
         }
     }
 
-    /// Counts events whose topic is legal, and says whether they go to anybody.
-    #[inline]
-    fn is_wanted(&mut self, run: &EventRun<'_>, rights: Rights<'_>, route: RouteId) -> bool {
-        let events = run.len() as u64;
-        if !matches!(rights, Rights::All) && !rights.permit(run.topic_bytes()) {
-            self.tally.not_allowed += events;
-            return false;
+    /// Finds the route of a run's topic anew, or counts the run where it has none.
+    #[cold]
+    fn resolve(&mut self, run: &EventRun<'_>) -> Option<RouteId> {
+        let route = self.routes.resolve(run.topic_bytes(), self.directory);
+        if route.is_none() {
+            self.tally.bad_topic += run.len() as u64;
         }
-        let (policy, copies) = self
-            .routes
-            .route(route)
-            .map_or((0, 0), |route| (route.policy, route.copies));
-        if let Some(count) = self.tally.by_policy.get_mut(policy as usize) {
-            *count += events;
-        }
-        if copies == 0 {
-            self.tally.unmatched += events;
-            return false;
-        }
-        self.tally.matched += events;
-        self.tally.copies += events * u64::from(copies);
-        true
+        route
     }
 
     fn have_same_sets(&self, one: RouteId, other: RouteId) -> bool {
@@ -129,4 +137,24 @@ impl Intake<'_> {
             self.fanout.push(*to, run, hops);
         }
     }
+}
+
+/// Counts events whose topic is legal, and says whether they go to anybody.
+#[inline]
+fn count(run: &EventRun<'_>, rights: Rights<'_>, route: &Route, tally: &mut EventTally) -> bool {
+    let events = run.len() as u64;
+    if !matches!(rights, Rights::All) && !rights.permit(run.topic_bytes()) {
+        tally.not_allowed += events;
+        return false;
+    }
+    if let Some(count) = tally.by_policy.get_mut(route.policy as usize) {
+        *count += events;
+    }
+    if route.copies == 0 {
+        tally.unmatched += events;
+        return false;
+    }
+    tally.matched += events;
+    tally.copies += events * u64::from(route.copies);
+    true
 }

@@ -451,6 +451,40 @@ fn a_pattern_that_overlaps_gets_what_it_may_see_alone() {
 }
 
 #[test]
+fn what_lies_between_two_events_is_not_copied_with_them() {
+    let mut bus = bus();
+    leased(&mut bus, T0, HERE, &["a"]);
+    let stamp = Stamp {
+        sender: 9,
+        sequence: 7,
+        hops: 1,
+        ..Stamp::default()
+    };
+    let stamp = Frame {
+        stamp: Some(stamp),
+        ..Frame::default()
+    }
+    .encode_to_vec();
+    let event = frame_of(&["a"]);
+    let datagram = [&*event, &stamp, &event].concat();
+    let source = Source::Ip(HERE.parse().unwrap());
+    let arrival = Arrival {
+        source,
+        listener: 0,
+        unix_nano: 0,
+    };
+    bus.handle_datagram(arrival, &datagram, &mut EventTally::default())
+        .unwrap();
+    let mut copies = Vec::new();
+    bus.poll_copies(&mut copies, 9);
+    assert_eq!(copies.len(), 1);
+    assert_eq!(copies[0].events, 2);
+    assert_eq!(bus.forwarder.body(&copies[0]), [&*event, &event].concat());
+    let sent = Frame::decode(copies[0].stamp()).unwrap().stamp.unwrap();
+    assert_eq!((sent.sequence, sent.hops), (0, 2), "the bus's own");
+}
+
+#[test]
 fn stamps_count_what_went_and_what_was_dropped() {
     let mut bus = bus();
     leased(&mut bus, T0, HERE, &["a"]);

@@ -166,28 +166,45 @@ fn run(parts: Vec<Parts>, registrar: Registrar, shared: &Shared) -> anyhow::Resu
     let others = parts
         .map(|parts| first.beside(parts))
         .collect::<io::Result<Vec<_>>>()?;
+    let work = |event_loop: EventLoop| move || Ok(event_loop.run(shared)?);
+    run_together(work(first), others.into_iter().map(work))
+}
+
+/// Runs the first here and the others in threads of their own. The end of one is the end of all.
+fn run_together<W>(first: W, others: impl Iterator<Item = W>) -> anyhow::Result<()>
+where
+    W: FnOnce() -> anyhow::Result<()> + Send,
+{
     thread::scope(|scope| {
+        let all = StopAll;
         let mut threads = Vec::new();
-        for (event_loop, number) in others.into_iter().zip(1..) {
+        for (work, number) in others.zip(1..) {
             let thread = thread::Builder::new().name(format!("worker-{number}"));
-            threads.push(thread.spawn_scoped(scope, || run_to_end(event_loop, shared))?);
+            let work = || {
+                let _all = StopAll;
+                work()
+            };
+            threads.push(thread.spawn_scoped(scope, work)?);
         }
-        let mut result = run_to_end(first, shared);
+        let mut result = first();
+        drop(all);
         for thread in threads {
             let ended = thread.join();
             result = result.and(ended.unwrap_or_else(|_| bail!("a worker panicked")));
         }
-        result
+        result.context("a worker failed")
     })
 }
 
-/// Runs one data thread. If it fails all others are to stop as well.
-fn run_to_end(event_loop: EventLoop, shared: &Shared) -> anyhow::Result<()> {
-    let result = event_loop.run(shared).context("a worker failed");
-    if result.is_err() {
-        signal_hook::low_level::raise(SIGTERM)?;
+/// Stops all data threads when it goes, in whatever way its own one ends: the kernel would go on
+/// dealing datagrams out to a socket that nobody reads.
+struct StopAll;
+
+impl Drop for StopAll {
+    fn drop(&mut self) {
+        // It cannot fail for a signal that exists.
+        let _ = signal_hook::low_level::raise(SIGTERM);
     }
-    result
 }
 
 fn random() -> Result<[u8; 16], getrandom::Error> {
@@ -277,4 +294,34 @@ fn say_totals(state: &State, taken: Option<Totals>) {
             .sum::<u64>(),
         "stopped"
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+
+    fn till_stopped(mut stop: UnixStream) -> anyhow::Result<()> {
+        stop.read_exact(&mut [0])?;
+        Ok(())
+    }
+
+    #[test]
+    fn a_worker_that_panics_stops_the_others() {
+        for panicking in 0..3 {
+            let stops: Vec<_> = (0..3).map(|_| stop_signals().unwrap()).collect();
+            let work = |(number, stop)| {
+                move || match number == panicking {
+                    true => panic!("on purpose"),
+                    false => till_stopped(stop),
+                }
+            };
+            let mut all = stops.into_iter().enumerate().map(work);
+            let first = all.next().unwrap();
+            let result =
+                std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run_together(first, all)));
+            assert!(!matches!(result, Ok(Ok(()))), "it is told as a failure");
+        }
+    }
 }

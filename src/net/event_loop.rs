@@ -119,6 +119,9 @@ pub struct EventLoop {
     batch_size: BatchSize,
     ledger: Ledger,
     lease_events: Vec<LeaseEvent>,
+    /// The time since the start of the program, as of the last look at the clock: after each
+    /// sleep, and when what a turn found has been sent.
+    now: Duration,
     handed_over: Duration,
     linger: Linger,
     logs: Suppressor,
@@ -172,6 +175,7 @@ impl EventLoop {
             batch_size: BatchSize::default(),
             ledger,
             lease_events: Vec::new(),
+            now: parts.state.started.elapsed(),
             handed_over: Duration::ZERO,
             linger: Linger::new(parts.linger),
             logs: Suppressor::default(),
@@ -203,24 +207,24 @@ impl EventLoop {
 
     /// Waits for something to do and says whether it is to stop.
     fn sleep(&mut self, events: &mut Events) -> io::Result<bool> {
-        let now = self.now();
         let wait = if self.is_readable() {
             Some(Duration::ZERO)
         } else {
-            self.next_deadline().map(|end| end.saturating_sub(now))
+            let end = self.next_deadline();
+            end.map(|end| end.saturating_sub(self.now))
         };
         if wait != Some(Duration::ZERO) {
-            self.hand_over(now);
+            self.hand_over();
             self.parts.state.end_turn(self.parts.worker);
-        } else if now.saturating_sub(self.handed_over) >= HAND_OVER_EVERY {
-            self.hand_over(now);
+        } else if self.now.saturating_sub(self.handed_over) >= HAND_OVER_EVERY {
+            self.hand_over();
         }
         match self.poll.poll(events, wait) {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
             _ => {}
         }
-        let woken = self.now();
-        self.parts.state.begin_turn(self.parts.worker, woken);
+        self.look_at_the_clock();
+        self.parts.state.begin_turn(self.parts.worker, self.now);
         let mut is_to_stop = false;
         for event in events.iter() {
             match self.readable.get_mut(event.token().0) {
@@ -247,16 +251,16 @@ impl EventLoop {
 
     /// One batch from each listener that has any, and everything that follows from it.
     fn turn(&mut self, shared: &Shared) {
-        let arrived = self.now();
-        let found = self.forward(shared, arrived);
+        let found = self.forward(shared);
         match &self.controls {
-            Controls::Registrar { .. } => self.act_on_controls(shared, arrived),
+            Controls::Registrar { .. } => self.act_on_controls(shared),
             Controls::Elsewhere(_) => self.pass_controls_on(),
         }
         self.linger(found);
     }
 
-    fn forward(&mut self, shared: &Shared, arrived: Duration) -> Found {
+    fn forward(&mut self, shared: &Shared) -> Found {
+        let arrived = self.now;
         let directory = &*shared.directory();
         self.parts.forwarder.begin_turn(directory);
         if let Err((address, error)) = self.parts.egress.follow(directory, arrived) {
@@ -273,7 +277,8 @@ impl EventLoop {
         };
         self.flush(directory);
         if found.frames > 0 {
-            let taken = self.now().saturating_sub(arrived);
+            self.look_at_the_clock();
+            let taken = self.now.saturating_sub(arrived);
             let ns = u64::try_from(taken.as_nanos()).unwrap_or(u64::MAX);
             self.ledger.count_forwarded(found.frames as u64, ns);
         }
@@ -364,7 +369,8 @@ impl EventLoop {
     }
 
     /// Leases begin and end here, between turns' frames.
-    fn act_on_controls(&mut self, shared: &Shared, now: Duration) {
+    fn act_on_controls(&mut self, shared: &Shared) {
+        let now = self.now;
         let Controls::Registrar {
             registrar, others, ..
         } = &mut self.controls
@@ -408,6 +414,7 @@ impl EventLoop {
         let wait = self.linger.after(found).filter(|_| !self.is_readable());
         if let Some(wait) = wait {
             sys::wait_readable(self.parts.stop.as_fd(), wait);
+            self.look_at_the_clock();
             // Whatever came meanwhile is found without asking the poll.
             self.readable.fill(true);
         }
@@ -423,21 +430,20 @@ impl EventLoop {
                 break;
             }
         }
-        let now = self.now();
-        self.hand_over(now);
+        self.hand_over();
     }
 
-    fn hand_over(&mut self, now: Duration) {
+    fn hand_over(&mut self) {
         self.ledger.hand_over(&self.parts.state.mailbox);
-        self.handed_over = now;
+        self.handed_over = self.now;
     }
 
     fn is_readable(&self) -> bool {
         self.readable.contains(&true)
     }
 
-    fn now(&self) -> Duration {
-        self.parts.state.started.elapsed()
+    fn look_at_the_clock(&mut self) {
+        self.now = self.parts.state.started.elapsed();
     }
 }
 
