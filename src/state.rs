@@ -60,6 +60,17 @@ pub struct ListenerInfo {
     pub account: Account,
 }
 
+impl ListenerInfo {
+    /// How far what waits in its buffers would go had the kernel granted what the configuration
+    /// wants, by the kernel's account, in bytes.
+    #[must_use]
+    pub fn buffer_wanted_bytes(&self) -> u32 {
+        let wanted = self.buffer.wanted_by_account();
+        let all = wanted.saturating_mul(self.account.sockets());
+        u32::try_from(all).unwrap_or(u32::MAX)
+    }
+}
+
 /// What the data threads show.
 #[derive(Debug)]
 pub struct State {

@@ -9,7 +9,8 @@ use prometheus::{Encoder, TextEncoder};
 use crate::bus::tally::Histogram;
 use crate::bus::{CopyDrop, FrameDrop};
 use crate::ledger::{Counts, LeaseCounts, SeriesCounts};
-use crate::state::{Kind, State};
+use crate::net::account::Reading;
+use crate::state::{Kind, ListenerInfo, State};
 
 /// All metrics.
 pub(super) fn render(counts: &Counts, state: &State) -> prometheus::Result<Vec<u8>> {
@@ -72,19 +73,33 @@ fn ingress(page: &mut Page, counts: &Counts, state: &State) {
             .into_iter()
             .chain(by_bus.map(|(reason, n)| ([("reason", reason.label())], n))),
     );
-    let buffers = || {
-        let listeners = state.listeners.iter().zip(&accounts);
-        listeners.filter_map(|(info, account)| Some((info.name.as_str(), (*account)?)))
+    buffers(page, &accounts, state);
+}
+
+fn buffers(page: &mut Page, accounts: &[Option<Reading>], state: &State) {
+    let listeners = state.listeners.iter().zip(accounts);
+    let listeners = listeners.filter_map(|(info, account)| Some((info, (*account)?)));
+    let listeners: Vec<_> = listeners.collect();
+    let mut gauge = |name: &str, help: &str, bytes: fn(&ListenerInfo, Reading) -> u32| {
+        let values = listeners.iter();
+        let values = values
+            .map(|(info, account)| ([("listener", info.name.as_str())], bytes(info, *account)));
+        page.gauges(name, help, values);
     };
-    page.gauges(
+    gauge(
         "ingress_buffer_bytes",
         "What the kernel lets wait for a listener, by its own account.",
-        buffers().map(|(name, account)| ([("listener", name)], account.size_bytes)),
+        |_, account| account.size_bytes,
     );
-    page.gauges(
+    gauge(
+        "ingress_buffer_wanted_bytes",
+        "What the kernel would let wait had it granted what the configuration wants.",
+        |info, _| info.buffer_wanted_bytes(),
+    );
+    gauge(
         "ingress_buffer_used_bytes",
         "What waits for a listener, by the kernel's account.",
-        buffers().map(|(name, account)| ([("listener", name)], account.used_bytes)),
+        |_, account| account.used_bytes,
     );
 }
 

@@ -59,6 +59,12 @@ impl Account {
         Self(sockets.collect())
     }
 
+    /// How many sockets there are.
+    #[must_use]
+    pub fn sockets(&self) -> usize {
+        self.0.len()
+    }
+
     /// The numbers of the sockets, by which the kernel's lists name them. None that cannot be had.
     pub fn inodes(&self) -> impl Iterator<Item = u64> {
         let inode = |socket: &Socket| {

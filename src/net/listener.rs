@@ -18,6 +18,10 @@ use super::sys;
 /// What a datagram of up to some 1,400 bytes is charged to a receive buffer, on Linux.
 pub(crate) const DATAGRAM_CHARGE_BYTES: usize = 2_304;
 
+/// How many bytes the kernel's account shows for each byte asked for: Linux doubles a buffer, for
+/// its own bookkeeping (socket(7)).
+const ACCOUNT_FACTOR: usize = if cfg!(target_os = "linux") { 2 } else { 1 };
+
 /// Datagrams that a buffer holds which no wait of the loop lets overflow: twice what one core
 /// can send in the default wait.
 const LARGE_BUFFER_PLACES: usize = 512;
@@ -82,6 +86,14 @@ pub struct Buffer {
     pub wanted: usize,
     /// What the kernel says it granted.
     pub granted: usize,
+}
+
+impl Buffer {
+    /// What the kernel's own account would show had it granted what is wanted, in bytes.
+    #[must_use]
+    pub fn wanted_by_account(&self) -> usize {
+        self.wanted.saturating_mul(ACCOUNT_FACTOR)
+    }
 }
 
 impl Listener {
@@ -282,13 +294,7 @@ fn grow_receive_buffer(socket: &Socket, bytes: usize) -> io::Result<usize> {
     if sys::force_receive_buffer(socket.as_fd(), bytes).is_err() {
         socket.set_recv_buffer_size(bytes)?;
     }
-    let granted = socket.recv_buffer_size()?;
-    // Linux doubles what is asked, for its own bookkeeping, and tells the double.
-    Ok(if cfg!(target_os = "linux") {
-        granted / 2
-    } else {
-        granted
-    })
+    Ok(socket.recv_buffer_size()? / ACCOUNT_FACTOR)
 }
 
 #[cfg(test)]

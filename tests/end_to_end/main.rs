@@ -20,6 +20,8 @@ mod laws;
 mod life;
 mod logs;
 mod order;
+#[cfg(target_os = "linux")]
+mod prometheus;
 mod restart;
 #[cfg(target_os = "linux")]
 mod segments;

@@ -42,13 +42,30 @@ impl Drop for EndOnDrop<'_> {
 }
 
 /// A process, ended by its id when dropped.
-struct Process(Child);
+pub struct Process(pub Child);
 
 impl Process {
     fn signal(&self, name: &str) {
         let id = self.0.id().to_string();
         let status = Command::new("kill").args(["-s", name, &id]).status();
         assert!(status.unwrap().success());
+        if name == "STOP" {
+            wait_until("all threads to stand still", || {
+                self.is_stopped().then_some(())
+            });
+        }
+    }
+
+    /// One thread takes the signal, and the others run on until it has a processor to do so.
+    fn is_stopped(&self) -> bool {
+        let Ok(threads) = std::fs::read_dir(format!("/proc/{}/task", self.0.id())) else {
+            return true; // Not told on this system.
+        };
+        threads.map_while(Result::ok).all(|thread| {
+            let stat = std::fs::read_to_string(thread.path().join("stat"));
+            // The state stands behind the name, which is in parentheses.
+            stat.is_ok_and(|stat| stat.rsplit(") ").next().is_some_and(|s| s.starts_with('T')))
+        })
     }
 
     fn wait(&mut self) -> i32 {
@@ -65,7 +82,7 @@ impl Drop for Process {
 }
 
 /// Lines as they come, read by a thread, so that no pipe is ever full.
-fn lines(stream: impl Read + Send + 'static) -> mpsc::Receiver<String> {
+pub fn lines(stream: impl Read + Send + 'static) -> mpsc::Receiver<String> {
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || {
         for line in BufReader::new(stream).lines().map_while(Result::ok) {
