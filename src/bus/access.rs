@@ -2,8 +2,7 @@
 //!
 //! A rule speaks of networks, so it does not speak of Unix sockets: who may use those is said by
 //! the permissions of their files. The patterns of rules cover the bus's own topics as any others:
-//! `>` is everything. That nobody else publishes those is no rule's matter, see
-//! [`intake`](super::intake).
+//! `>` is everything. That nobody else publishes those is no rule's matter.
 
 use std::net::IpAddr;
 

@@ -247,13 +247,11 @@ impl Canary {
             if events.iter().any(|event| event.token() == STOP) {
                 return Ok(());
             }
-            // What had not come by now is given up after all that had is taken: so a canary that
-            // was held up itself does not call that a loss.
+            // What was late by now is given up after what had come is taken: so a canary that was
+            // held up itself does not call that a loss.
             let now = self.now();
             has_more = self.receive();
-            if !has_more {
-                self.give_up(now);
-            }
+            self.give_up(now);
         }
     }
 
