@@ -21,6 +21,7 @@ use crate::bus::address::Address;
 use crate::bus::leases::{LeaseLimits, is_legal_name};
 use crate::bus::limits::{FRAME_BYTES_MIN, LEASE_MS_MAX, LEASE_MS_MIN};
 use crate::bus::{Settings, StaticSubscriber};
+use crate::canary;
 use crate::net::listener::ListenAddress;
 
 /// Bytes of a Unix socket's path: what `sun_path` holds besides its end (unix(7)).
@@ -35,6 +36,10 @@ const WORKERS_MAX: u32 = 64;
 /// Bounds of a socket buffer, in bytes.
 const BUFFER_BYTES: std::ops::RangeInclusive<usize> = 4_096..=1 << 30;
 
+/// Bounds of the time between a canary's probes, in ms: at the shortest a hundred a second, which
+/// no bus notices, and at the longest often enough to be called watching.
+const CANARY_INTERVAL_MS: std::ops::RangeInclusive<u32> = 10..=3_600_000;
+
 /// The file.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -47,6 +52,8 @@ pub struct Config {
     pub access: AccessRules,
     /// Bounds.
     pub limits: Limits,
+    /// Probes that the bus sends itself.
+    pub canary: Canary,
     /// Static members of subscriber sets.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub subscriber: Vec<StaticEntry>,
@@ -172,6 +179,22 @@ impl Default for Limits {
     }
 }
 
+/// `[canary]`
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Canary {
+    /// Time from one probe of a listener to the next, in ms. 0: no probes.
+    pub interval_ms: Spanned<u32>,
+}
+
+impl Default for Canary {
+    fn default() -> Self {
+        Self {
+            interval_ms: unspanned(0),
+        }
+    }
+}
+
 /// `[[subscriber]]`
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -210,6 +233,8 @@ pub struct Plan {
     pub receive_buffer_bytes: usize,
     /// Send buffer of each egress socket.
     pub send_buffer_bytes: usize,
+    /// Time from one canary's probe to the next; none where the bus sends itself no probes.
+    pub canary_interval: Option<Duration>,
     /// For the core.
     pub settings: Settings,
 }
@@ -362,8 +387,36 @@ impl Checker<'_> {
             linger: Duration::from_micros(linger_us.into()),
             receive_buffer_bytes: self.buffer("receive_buffer_bytes", &looped.receive_buffer_bytes),
             send_buffer_bytes: self.buffer("send_buffer_bytes", &looped.send_buffer_bytes),
+            canary_interval: self.canary(config),
             settings: self.settings(config),
         }
+    }
+
+    fn canary(&mut self, config: &Config) -> Option<Duration> {
+        let interval_ms = &config.canary.interval_ms;
+        let ms = *interval_ms.get_ref();
+        if ms == 0 {
+            return None;
+        }
+        if !CANARY_INTERVAL_MS.contains(&ms) {
+            let (least, most) = (CANARY_INTERVAL_MS.start(), CANARY_INTERVAL_MS.end());
+            self.refuse(
+                interval_ms,
+                &format!("interval_ms must be 0, for no canary, or {least} to {most}"),
+            );
+        }
+        for unix in &config.listen.unix {
+            if canary::path_beside(unix.get_ref()).as_os_str().len() > PATH_BYTES_MAX {
+                self.refuse(
+                    unix,
+                    &format!(
+                        "with a canary beside it, a Unix socket's path is at most {} bytes",
+                        PATH_BYTES_MAX - canary::PATH_SUFFIX.len()
+                    ),
+                );
+            }
+        }
+        Some(Duration::from_millis(ms.into()))
     }
 
     fn settings(&mut self, config: &Config) -> Settings {
@@ -372,6 +425,7 @@ impl Checker<'_> {
                 publish: self.rules(&config.access.publish),
                 subscribe: self.rules(&config.access.subscribe),
             },
+            own_sources: Vec::new(),
             leases: self.lease_limits(&config.limits),
             leased_series_max: config.limits.subscriber_series,
             subscribers: self.subscribers(&config.subscriber),
@@ -495,6 +549,15 @@ impl Checker<'_> {
             let name = entry.name.get_ref();
             if name.is_empty() || !is_legal_name(name) {
                 self.refuse(&entry.name, "a name is 1 to 64 of A-Z a-z 0-9 . _ -");
+            }
+            if name.starts_with(topic::RESERVED_TOKEN) {
+                self.refuse(
+                    &entry.name,
+                    &format!(
+                        "names that begin with {} are the bus's own",
+                        topic::RESERVED_TOKEN
+                    ),
+                );
             }
             if subscribers.iter().any(|other| other.name == *name) {
                 self.refuse(
@@ -690,6 +753,18 @@ mod tests {
             "[[topic]]\nmatch = \"a\"\nevents_per_second = 5\n",
             "bus.toml:3: unknown field `events_per_second`",
         ),
+        (
+            "[canary]\ninterval_ms = 9\n",
+            "bus.toml:2: 9: interval_ms must be 0, for no canary, or 10 to 3600000",
+        ),
+        (
+            "[canary]\n\ninterval_ms = 3600001\n",
+            "bus.toml:3: 3600001: interval_ms must be",
+        ),
+        (
+            "[[subscriber]]\nname = \"_hailmary.x\"\naddress = \"1.2.3.4:5\"\ntopics = [\"a\"]\n",
+            "bus.toml:2: \"_hailmary.x\": names that begin with _hailmary are",
+        ),
         ("[listen\n", "bus.toml:1: "),
     ];
 
@@ -724,6 +799,28 @@ mod tests {
         let (_, defaults) =
             Config::parse("x", &toml::to_string(&Config::default()).unwrap()).unwrap();
         assert_eq!(defaults.admin, Some("127.0.0.1:7278".parse().unwrap()));
+    }
+
+    #[test]
+    fn a_canary_is_off_till_it_has_an_interval_and_needs_a_path_of_its_own() {
+        let interval = |text: &str| Config::parse("x", text).unwrap().1.canary_interval;
+        assert_eq!(interval("[canary]\n"), None);
+        assert_eq!(
+            interval("[canary]\ninterval_ms = 10\n"),
+            Some(Duration::from_millis(10))
+        );
+        let path = format!("/{}", "a".repeat(PATH_BYTES_MAX - 1));
+        let with = |path: &str, ms: u32| {
+            format!("[listen]\nunix = [{path:?}]\n[canary]\ninterval_ms = {ms}\n")
+        };
+        assert_eq!(interval(&with(&path, 0)), None);
+        let told = problems(&with(&path, 10));
+        assert!(
+            told.contains("bus.toml:2: ") && told.contains("at most 100 bytes"),
+            "{told}"
+        );
+        let shorter = format!("/{}", "a".repeat(99));
+        assert!(interval(&with(&shorter, 10)).is_some());
     }
 
     #[test]

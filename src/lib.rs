@@ -9,6 +9,7 @@
 //!
 //! - [`bus`]: the core. Decides what becomes of each datagram; does no I/O.
 //! - [`net`]: the event loop around it, sockets, and all system calls that need `unsafe`.
+//! - [`canary`]: the probes that the bus sends itself, on a thread of its own.
 //! - [`ledger`]: what was counted, and how the data threads hand it over.
 //! - [`state`]: what else the data threads show of themselves.
 //! - [`admin`]: the HTTP listener, on a thread of its own: metrics, health, API, page.
@@ -18,6 +19,7 @@
 
 pub mod admin;
 pub mod bus;
+pub mod canary;
 pub mod command;
 pub mod config;
 pub mod ledger;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::bus::address::Address;
 use crate::bus::subscribers::SubscriberId;
+use crate::canary::Board;
 use crate::ledger::Mailbox;
 use crate::net::account::{Account, Reading};
 use crate::net::listener::Buffer;
@@ -84,6 +85,8 @@ pub struct State {
     pub topic_policies: Vec<String>,
     /// What it has counted.
     pub mailbox: Arc<Mailbox>,
+    /// What the canary has counted, where there is one.
+    pub canary: Option<Arc<Board>>,
     phase: AtomicU8,
     /// For each data thread, when the turn began that is under way, in ms since `started`, plus
     /// 1; 0 while it sleeps.
@@ -107,6 +110,7 @@ impl State {
             mailbox: Mailbox::new(listeners.len(), topic_policies.len()),
             listeners,
             topic_policies,
+            canary: None,
             phase: AtomicU8::new(Phase::Starting as u8),
             turning_since_ms: (0..workers).map(|_| AtomicU64::new(0)).collect(),
             subscribers: Mutex::default(),

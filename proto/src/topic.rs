@@ -4,6 +4,10 @@
 //! pattern is the same, save that a token may be `*`, which stands for exactly one token, and the
 //! last one may be `>`, which stands for one or more.
 //!
+//! Topics whose first token is [`RESERVED_TOKEN`] are the bus's own: a subscriber's pattern stands
+//! for them only if it names that token. So whoever asks for everything gets what applications
+//! publish and nothing else, as with MQTT's topics that begin with `$` (MQTT 5.0, section 4.7.2).
+//!
 //! This module refuses to route: [`matches()`] holds one pattern against one topic, token by token,
 //! which is what clients and tests need. A bus with many patterns has a better structure, and
 //! tests that structure against this one.
@@ -15,6 +19,10 @@ pub const TOPIC_BYTES_MAX: usize = 255;
 
 /// The most tokens of a topic or pattern. It bounds the depth of whatever walks them.
 pub const TOPIC_TOKENS_MAX: usize = 16;
+
+/// The first token of the topics that are the bus's own, such as `_hailmary.canary.0`. Nobody else
+/// may publish there.
+pub const RESERVED_TOKEN: &str = "_hailmary";
 
 /// Why a byte string is no topic, or no pattern.
 #[derive(Clone, Copy, Debug, Eq, Error, Hash, PartialEq)]
@@ -164,7 +172,15 @@ fn check_pattern_token(token: &[u8]) -> Result<(), TopicError> {
     }
 }
 
-/// Whether `topic` is one that `pattern` stands for.
+/// Whether a topic is the bus's own, or a pattern names the bus's own topics: whether the first
+/// token is [`RESERVED_TOKEN`].
+#[must_use]
+pub fn is_reserved(topic: &[u8]) -> bool {
+    tokens(topic).next() == Some(RESERVED_TOKEN.as_bytes())
+}
+
+/// Whether whoever subscribes to `pattern` wants `topic`: whether the pattern [covers](covers())
+/// the topic, and names the bus's own topics where the topic is one of them.
 ///
 /// Both must be legal ([`check_topic`], [`check_pattern`]); of others the answer means nothing.
 ///
@@ -174,9 +190,25 @@ fn check_pattern_token(token: &[u8]) -> Result<(), TopicError> {
 /// assert!(matches(b"search.*.photo", b"search.index.photo"));
 /// assert!(matches(b"search.>", b"search.index.photo"));
 /// assert!(!matches(b"search.>", b"search"));
+/// assert!(!matches(b">", b"_hailmary.canary.0"));
 /// ```
 #[must_use]
 pub fn matches(pattern: &[u8], topic: &[u8]) -> bool {
+    covers(pattern, topic) && (!is_reserved(topic) || is_reserved(pattern))
+}
+
+/// Whether `topic` is one of those that `pattern` stands for token by token, the bus's own
+/// included: what a rule speaks of, which must not leave anything out.
+///
+/// Both must be legal, as for [`matches()`].
+///
+/// ```
+/// use hailmary_proto::topic::covers;
+///
+/// assert!(covers(b">", b"_hailmary.canary.0"));
+/// ```
+#[must_use]
+pub fn covers(pattern: &[u8], topic: &[u8]) -> bool {
     let mut topic = tokens(topic);
     for wanted in tokens(pattern) {
         match topic.next() {

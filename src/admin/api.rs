@@ -6,6 +6,7 @@ use axum::Json;
 use axum::extract::State as Shared;
 use serde_json::{Value, json};
 
+use crate::canary::Board;
 use crate::ledger::Counts;
 use crate::net::account::Reading;
 use crate::state::{Kind, ListenerInfo, Phase, State};
@@ -28,6 +29,7 @@ pub(super) async fn status(Shared(desk): Shared<Arc<Desk>>) -> Json<Value> {
         "uptime_seconds": desk.state.started.elapsed().as_secs_f64(),
         "listeners": listeners(&desk.state, &accounts),
         "subscribers": desk.state.subscribers().len(),
+        "canary": desk.state.canary.as_deref().map(canary),
         "totals": totals(&desk.totals().counts, kernel_drops),
     }))
 }
@@ -44,6 +46,15 @@ fn listeners(state: &State, accounts: &[Option<Reading>]) -> Vec<Value> {
         })
     };
     state.listeners.iter().zip(accounts).map(listener).collect()
+}
+
+fn canary(board: &Board) -> Value {
+    let streams = board.streams();
+    json!({
+        "interval_seconds": board.interval().as_secs_f64(),
+        "sent": streams.iter().map(|stream| stream.sent).sum::<u64>(),
+        "lost": streams.iter().map(|stream| stream.lost).sum::<u64>(),
+    })
 }
 
 fn totals(counts: &Counts, kernel_drops: u64) -> Value {

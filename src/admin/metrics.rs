@@ -8,6 +8,7 @@ use prometheus::{Encoder, TextEncoder};
 
 use crate::bus::tally::Histogram;
 use crate::bus::{CopyDrop, FrameDrop};
+use crate::canary::Board;
 use crate::ledger::{Counts, LeaseCounts, SeriesCounts};
 use crate::net::account::Reading;
 use crate::state::{Kind, ListenerInfo, State};
@@ -29,6 +30,7 @@ pub(super) fn render(counts: &Counts, state: &State) -> prometheus::Result<Vec<u
         "From the time that an event tells of itself to its routing.",
         &counts.events.age,
     );
+    canary(&mut page, state);
     let build = [
         ("version", env!("CARGO_PKG_VERSION")),
         ("revision", revision()),
@@ -245,6 +247,33 @@ fn leases(page: &mut Page, counts: &Counts, state: &State) {
     );
 }
 
+fn canary(page: &mut Page, state: &State) {
+    let streams = state.canary.as_deref().map(Board::streams);
+    let streams = streams.unwrap_or_default();
+    let by_listener = || {
+        let names = state
+            .listeners
+            .iter()
+            .map(|info| [("listener", info.name.as_str())]);
+        names.zip(&streams)
+    };
+    page.counters(
+        "canary_sent_total",
+        "Probes that the bus sent itself.",
+        by_listener().map(|(label, stream)| (label, stream.sent)),
+    );
+    page.counters(
+        "canary_lost_total",
+        "Probes that did not come back in time.",
+        by_listener().map(|(label, stream)| (label, stream.lost)),
+    );
+    page.histograms(
+        "canary_latency_seconds",
+        "From a probe's publishing to its receipt.",
+        by_listener().map(|(label, stream)| (label, &stream.latency)),
+    );
+}
+
 fn reason_label(reason: Reason) -> &'static str {
     match reason {
         Reason::Unspecified => "unspecified",
@@ -303,24 +332,21 @@ impl Page {
     }
 
     fn histogram(&mut self, name: &str, help: &str, histogram: &Histogram) {
-        let mut count = 0;
-        let mut buckets = Vec::new();
-        for (end_ns, in_bucket) in histogram.buckets() {
-            count += in_bucket;
-            if let Some(end_ns) = end_ns {
-                let mut bucket = Bucket::default();
-                bucket.set_upper_bound(seconds(end_ns));
-                bucket.set_cumulative_count(count);
-                buckets.push(bucket);
-            }
-        }
-        let mut printed = prometheus::proto::Histogram::default();
-        printed.set_bucket(buckets);
-        printed.set_sample_count(count);
-        printed.set_sample_sum(seconds(histogram.sum_ns()));
-        let mut metric = Metric::default();
-        metric.set_histogram(printed);
-        self.family(name, help, MetricType::HISTOGRAM, vec![metric]);
+        self.histograms(name, help, [([("", ""); 0], histogram)]);
+    }
+
+    fn histograms<'a, L: AsRef<[Label<'a>]>>(
+        &mut self,
+        name: &str,
+        help: &str,
+        histograms: impl IntoIterator<Item = (L, &'a Histogram)>,
+    ) {
+        let metrics = histograms.into_iter().map(|(labels, histogram)| {
+            let mut metric = labelled(labels.as_ref());
+            metric.set_histogram(print(histogram));
+            metric
+        });
+        self.family(name, help, MetricType::HISTOGRAM, metrics.collect());
     }
 
     /// The encoder refuses families without metrics, such as one of a system without figures.
@@ -347,6 +373,25 @@ fn labelled(labels: &[Label<'_>]) -> Metric {
     let mut metric = Metric::default();
     metric.set_label(labels.iter().map(pair).collect());
     metric
+}
+
+fn print(histogram: &Histogram) -> prometheus::proto::Histogram {
+    let mut count = 0;
+    let mut buckets = Vec::new();
+    for (end_ns, in_bucket) in histogram.buckets() {
+        count += in_bucket;
+        if let Some(end_ns) = end_ns {
+            let mut bucket = Bucket::default();
+            bucket.set_upper_bound(seconds(end_ns));
+            bucket.set_cumulative_count(count);
+            buckets.push(bucket);
+        }
+    }
+    let mut printed = prometheus::proto::Histogram::default();
+    printed.set_bucket(buckets);
+    printed.set_sample_count(count);
+    printed.set_sample_sum(seconds(histogram.sum_ns()));
+    printed
 }
 
 /// Exact up to 2^53, which is what Prometheus itself keeps.

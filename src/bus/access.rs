@@ -1,7 +1,8 @@
 //! Who may publish and subscribe to what, by the network that a datagram comes from.
 //!
 //! A rule speaks of networks, so it does not speak of Unix sockets: who may use those is said by
-//! the permissions of their files.
+//! the permissions of their files. The patterns of rules cover the bus's own topics as any others:
+//! `>` is everything. That nobody else publishes those is no rule's matter.
 
 use std::net::IpAddr;
 
@@ -42,7 +43,7 @@ impl Rule {
     fn covers(&self, topic: &[u8]) -> bool {
         self.topics
             .iter()
-            .any(|pattern| topic::matches(pattern.as_bytes(), topic))
+            .any(|pattern| topic::covers(pattern.as_bytes(), topic))
     }
 }
 

@@ -34,6 +34,16 @@ pub enum Address {
 }
 
 impl Address {
+    /// Whether a datagram came from here.
+    #[must_use]
+    pub fn is_source(&self, source: Source<'_>) -> bool {
+        match (self, source) {
+            (Address::Ip(address), Source::Ip(from)) => *address == from,
+            (Address::Unix(path), Source::Unix(from)) => **path == *from,
+            _ => false,
+        }
+    }
+
     /// Whether what goes there stays on this host, where a datagram costs the same at any size.
     #[must_use]
     pub fn is_local(&self) -> bool {

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use super::access::Access;
-use super::address::Address;
+use super::address::{Address, Source};
 use super::patterns::{LookUp, Patterns};
 use super::series::{Series, SeriesId};
 use super::subscribers::{Flow, FrameBytes, Subscriber, SubscriberId, Subscribers, Tenure};
@@ -17,6 +17,7 @@ use super::{Settings, StaticSubscriber};
 #[derive(Debug)]
 pub struct Directory {
     access: Access,
+    own_sources: Vec<Address>,
     subscribers: Subscribers,
     patterns: Patterns,
     series: Series,
@@ -33,6 +34,7 @@ impl Directory {
             .map(|subscriber| subscriber.name.as_str());
         let mut directory = Self {
             access: settings.access.clone(),
+            own_sources: settings.own_sources.clone(),
             subscribers: Subscribers::default(),
             patterns: Patterns::new(seed),
             series: Series::new(names, settings.leased_series_max),
@@ -120,6 +122,12 @@ impl Directory {
     #[inline]
     pub fn access(&self) -> &Access {
         &self.access
+    }
+
+    /// Whether this is the bus itself: the only one that publishes reserved topics.
+    #[must_use]
+    pub fn is_own(&self, source: Source<'_>) -> bool {
+        self.own_sources.iter().any(|own| own.is_source(source))
     }
 
     /// Who gets events now.

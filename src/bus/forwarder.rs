@@ -136,7 +136,7 @@ impl Forwarder {
                 if let (Rights::All, Source::Ip(from)) = (rights, source) {
                     self.trusted = Some(from.ip());
                 }
-                rights
+                rights_beside_rules(rights, directory, source)
             }
         };
         if events > 0 && matches!(rights, Rights::Nothing) {
@@ -158,8 +158,9 @@ impl Forwarder {
             routes: &mut self.routes,
             fanout: &mut self.fanout,
             tally,
+            arrival: &arrival,
         };
-        intake.take_frame(&frame, rights, hops + 1, arrival.unix_nano);
+        intake.take_frame(&frame, rights, hops + 1);
         if let Some(control) = frame.control() {
             self.controls.push(ControlMessage {
                 listener: arrival.listener,
@@ -251,5 +252,18 @@ impl Forwarder {
     /// Takes the turn's control messages out.
     pub fn controls(&mut self) -> impl Iterator<Item = ControlMessage> {
         self.controls.drain(..)
+    }
+}
+
+/// What a source may publish that has these rights by the rules. They do not speak of the bus
+/// itself, which is known by its whole address: others have its IP address too.
+fn rights_beside_rules<'a>(
+    rights: Rights<'a>,
+    directory: &Directory,
+    source: Source<'_>,
+) -> Rights<'a> {
+    match rights {
+        Rights::Nothing | Rights::ByTopic(..) if directory.is_own(source) => Rights::All,
+        rights => rights,
     }
 }

@@ -6,7 +6,9 @@
 use std::ops::Range;
 
 use hailmary_proto::decode::{EventRun, FrameView};
+use hailmary_proto::topic;
 
+use super::Arrival;
 use super::access::Rights;
 use super::directory::Directory;
 use super::fanout::Fanout;
@@ -23,6 +25,8 @@ pub struct Intake<'a> {
     pub fanout: &'a mut Fanout,
     /// Where they are counted.
     pub tally: &'a mut EventTally,
+    /// What their frame came with.
+    pub arrival: &'a Arrival<'a>,
 }
 
 /// Neighbouring events of a frame that go to the same sets.
@@ -36,16 +40,11 @@ struct Neighbours {
 impl Intake<'_> {
     /// Takes a frame's events in. They will have passed so many buses with this one.
     #[inline]
-    pub fn take_frame(
-        &mut self,
-        frame: &FrameView<'_>,
-        rights: Rights<'_>,
-        hops: u32,
-        unix_nano: u64,
-    ) {
+    pub fn take_frame(&mut self, frame: &FrameView<'_>, rights: Rights<'_>, hops: u32) {
         for event in frame.events() {
             self.tally.events += 1;
-            self.tally.age(unix_nano, event.time_unix_nano());
+            self.tally
+                .age(self.arrival.unix_nano, event.time_unix_nano());
         }
         let mut runs = frame.runs();
         let Some(first) = runs.next() else {
@@ -111,10 +110,17 @@ impl Intake<'_> {
         }
     }
 
-    /// Finds the route of a run's topic anew, or counts the run where it has none.
+    /// Finds the route of a run's topic anew, or counts the run where it has none, or where it is
+    /// of a reserved topic and not from the bus itself. Each run of a reserved topic comes by
+    /// here, for its route is never found without.
     #[cold]
     fn resolve(&mut self, run: &EventRun<'_>) -> Option<RouteId> {
-        let route = self.routes.resolve(run.topic_bytes(), self.directory);
+        let topic = run.topic_bytes();
+        if topic::is_reserved(topic) && !self.directory.is_own(self.arrival.source) {
+            self.tally.not_allowed += run.len() as u64;
+            return None;
+        }
+        let route = self.routes.resolve(topic, self.directory);
         if route.is_none() {
             self.tally.bad_topic += run.len() as u64;
         }

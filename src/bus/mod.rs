@@ -63,6 +63,9 @@ pub use registrar::{Answer, Registrar};
 pub struct Settings {
     /// Who may publish and subscribe.
     pub access: Access,
+    /// Where the bus's own events come from: none but these publish reserved topics, and no rule
+    /// of access speaks of them.
+    pub own_sources: Vec<Address>,
     /// Bounds of leases.
     pub leases: LeaseLimits,
     /// Names that come by lease and have a series of their own.

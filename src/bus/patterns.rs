@@ -7,6 +7,7 @@
 use std::hash::BuildHasher;
 
 use foldhash::fast::FixedState;
+use hailmary_proto::topic;
 use hashbrown::HashTable;
 
 use super::subscribers::SubscriberId;
@@ -122,16 +123,21 @@ impl Patterns {
         found.clear();
         places.clear();
         places.push(ROOT);
+        // No wildcard stands for the first token of the bus's own topics.
+        let mut is_open = !topic::is_reserved(topic);
         for token in topic.split(|byte| *byte == b'.') {
             next_places.clear();
             for place in &*places {
                 let Some(node) = self.node(*place) else {
                     continue;
                 };
-                found.extend_from_slice(&node.rest);
-                next_places.extend(node.any);
+                if is_open {
+                    found.extend_from_slice(&node.rest);
+                    next_places.extend(node.any);
+                }
                 next_places.extend(self.literal(*place, token));
             }
+            is_open = true;
             std::mem::swap(places, next_places);
         }
         for node in places.iter().filter_map(|place| self.node(*place)) {
@@ -265,6 +271,26 @@ mod tests {
     }
 
     #[test]
+    fn no_wildcard_stands_for_the_first_token_of_the_buss_own_topics() {
+        let mut patterns = Patterns::new(1);
+        let all = [
+            ">",
+            "*",
+            "*.>",
+            "*.*",
+            "_hailmary.>",
+            "_hailmary.*",
+            "_hailmary",
+        ];
+        for (pattern, n) in all.iter().zip(0..) {
+            patterns.insert(pattern, id(n));
+        }
+        assert_eq!(find(&patterns, "_hailmary"), [id(6)]);
+        assert_eq!(find(&patterns, "_hailmary.a"), [id(4), id(5)]);
+        assert_eq!(find(&patterns, "a._hailmary"), [id(0), id(2), id(3)]);
+    }
+
+    #[test]
     fn a_subscriber_whose_patterns_overlap_is_found_once() {
         let mut patterns = Patterns::new(1);
         for pattern in ["a.*", "*.b", "a.>", "a.b"] {
@@ -287,7 +313,11 @@ mod tests {
     }
 
     fn pattern() -> impl Strategy<Value = String> {
-        let token = prop_oneof![3 => "[ab]", 1 => Just("*".to_owned())];
+        let token = prop_oneof![
+            6 => "[ab]",
+            2 => Just("*".to_owned()),
+            1 => Just(topic::RESERVED_TOKEN.to_owned()),
+        ];
         (prop::collection::vec(token, 0..5), any::<bool>()).prop_filter_map(
             "empty",
             |(mut tokens, open)| {
@@ -310,8 +340,13 @@ mod tests {
         prop_oneof![
             (pattern(), 0..6_u32).prop_map(|(p, n)| Step::Insert(p, n)),
             (pattern(), 0..6_u32).prop_map(|(p, n)| Step::Remove(p, n)),
-            prop::collection::vec("[ab]", 1..6).prop_map(|t| Step::Find(t.join("."))),
+            named_topic().prop_map(Step::Find),
         ]
+    }
+
+    fn named_topic() -> impl Strategy<Value = String> {
+        let token = prop_oneof![3 => "[ab]", 1 => Just(topic::RESERVED_TOKEN.to_owned())];
+        prop::collection::vec(token, 1..6).prop_map(|tokens| tokens.join("."))
     }
 
     proptest! {
@@ -329,15 +364,15 @@ mod tests {
                         patterns.remove(&p, id(n));
                         naive.remove(&(p, id(n)));
                     }
-                    Step::Find(topic) => {
+                    Step::Find(named) => {
                         let mut expected: Vec<_> = naive
                             .iter()
-                            .filter(|(p, _)| hailmary_proto::topic::matches(p.as_bytes(), topic.as_bytes()))
+                            .filter(|(p, _)| topic::matches(p.as_bytes(), named.as_bytes()))
                             .map(|(_, n)| *n)
                             .collect();
                         expected.sort_unstable();
                         expected.dedup();
-                        prop_assert_eq!(find(&patterns, &topic), expected);
+                        prop_assert_eq!(find(&patterns, &named), expected);
                     }
                 }
             }

@@ -4,6 +4,9 @@
 //! of it; a change begins a new one, and topics find their sets again as they come. Topics that
 //! nobody wants are cached like others, and what is cached is bounded: see
 //! [`CACHED_TOPICS_MAX`].
+//!
+//! The bus's own topics are cached as out of date from the start, so that each of their events is
+//! resolved anew: there its source is looked at, which costs the others nothing.
 
 use std::hash::BuildHasher;
 
@@ -16,6 +19,9 @@ use super::directory::Directory;
 use super::limits::{CACHED_TOPICS_MAX, SUBSCRIBER_SETS_MAX};
 use super::patterns::LookUp;
 use super::subscribers::{FrameBytes, SubscriberId, Subscribers};
+
+/// The generation of routes that never hold: no bus changes its directory so often.
+const NEVER: u64 = u64::MAX;
 
 /// Subscribers that get the same frames, interned: topics with equal members share one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -116,7 +122,8 @@ impl Routes {
         }
     }
 
-    /// The cached route of a topic, if there is one and it still holds.
+    /// The cached route of a topic, if there is one and it still holds. That of a reserved topic
+    /// never does.
     #[inline]
     pub fn find(&mut self, topic: &[u8]) -> Option<RouteId> {
         if !self.is_of(self.last, topic) {
@@ -229,11 +236,15 @@ impl Routes {
     }
 
     fn remember(&mut self, topic: &[u8], route: Route) -> RouteId {
+        let generation = match topic::is_reserved(topic) {
+            true => NEVER,
+            false => self.generation,
+        };
         let hash = self.hasher.hash_one(topic);
         let known = self.places.find(hash, |id| self.is_of(*id, topic)).copied();
         if let Some(cached) = known.and_then(|id| self.cache.get_mut(id.0 as usize)) {
             cached.route = route;
-            cached.generation = self.generation;
+            cached.generation = generation;
             return known.unwrap_or(self.last);
         }
         if self.cache.len() >= CACHED_TOPICS_MAX {
@@ -244,7 +255,7 @@ impl Routes {
         let id = RouteId(u32::try_from(self.cache.len()).unwrap_or(u32::MAX));
         self.cache.push(CachedTopic {
             topic: topic.into(),
-            generation: self.generation,
+            generation,
             route,
         });
         let (hasher, cache) = (&self.hasher, &self.cache);

@@ -27,6 +27,7 @@ fn settings() -> Settings {
             publish: everybody(),
             subscribe: everybody(),
         },
+        own_sources: Vec::new(),
         leases: LeaseLimits {
             leases_max: 6,
             leases_per_origin_max: 4,
@@ -446,6 +447,122 @@ fn who_may_not_is_told_or_dropped() {
     assert_eq!((dropped, tally.events), (Err(FrameDrop::NotAllowed), 0));
 }
 
+/// Publishes from there and gives the topics that were sent on.
+fn publish_from(
+    bus: &mut Bus,
+    from: Source<'_>,
+    topics: &[&str],
+    tally: &mut EventTally,
+) -> Vec<String> {
+    let arrival = Arrival {
+        source: from,
+        listener: 0,
+        now: T0,
+        unix_nano: 0,
+    };
+    // A frame of a source that may do nothing is dropped as a whole.
+    let _ = bus.handle_datagram(arrival, &frame_of(topics), tally);
+    let mut copies = Vec::new();
+    bus.poll_copies(&mut copies, 9);
+    let bodies = copies
+        .iter()
+        .map(|copy| Frame::decode(bus.forwarder.body(copy)).unwrap());
+    let topics = bodies
+        .flat_map(|frame| frame.events)
+        .map(|event| event.topic)
+        .collect();
+    bus.forwarder.end_frames();
+    topics
+}
+
+#[test]
+fn reserved_topics_come_from_the_bus_itself_alone_whatever_the_rules_say() {
+    const OWN: &str = "127.0.0.1:9";
+    let path = &b"/run/bus.sock.canary"[..];
+    let ip = |text: &str| Source::Ip(text.parse().unwrap());
+    let mut others = everybody();
+    others.0[0].from = vec!["127.0.0.2/32".parse().unwrap()];
+    for publish in [everybody(), Rules::default(), others] {
+        let nobody_else = publish.rights(ip("127.0.0.1:1"));
+        let may_publish = matches!(nobody_else, access::Rights::All);
+        let mut bus = bus_of(Settings {
+            access: Access {
+                publish,
+                subscribe: everybody(),
+            },
+            own_sources: vec![
+                Address::Ip(OWN.parse().unwrap()),
+                Address::Unix(path.into()),
+            ],
+            ..settings()
+        });
+        leased(&mut bus, T0, HERE, &[">", "_hailmary.>"]);
+        let mut tally = EventTally::default();
+        // Twice: what the bus was allowed is not remembered for anybody else.
+        for _ in 0..2 {
+            for own in [ip(OWN), Source::Unix(path)] {
+                let sent = publish_from(&mut bus, own, &["_hailmary.a", "_hailmary.a"], &mut tally);
+                assert_eq!(sent, ["_hailmary.a"; 2]);
+            }
+            assert_eq!(tally.not_allowed, 0);
+            let topics = ["a", "_hailmary.a", "b", "_hailmary", "_hailmary2"];
+            let sent = publish_from(&mut bus, ip("127.0.0.1:10"), &topics, &mut tally);
+            match may_publish {
+                true => assert_eq!(sent, ["a", "b", "_hailmary2"], "nothing else is lost"),
+                false => assert!(
+                    sent.is_empty(),
+                    "an address beside the bus's is not trusted"
+                ),
+            }
+            let by_unix = Source::Unix(b"/run/bus.sock.canary2");
+            assert_eq!(
+                publish_from(&mut bus, by_unix, &topics, &mut tally).len(),
+                3
+            );
+            let not_allowed = std::mem::take(&mut tally.not_allowed);
+            assert_eq!(not_allowed, if may_publish { 4 } else { 2 });
+        }
+        assert_eq!(tally.unmatched, 0);
+    }
+}
+
+#[test]
+fn reserved_topics_go_to_whoever_names_them_and_may_see_them() {
+    let own = Source::Unix(b"/own");
+    let mut bus = bus_of(Settings {
+        own_sources: vec![own.to_address()],
+        topic_policies: vec![">".to_owned()],
+        ..settings()
+    });
+    leased(&mut bus, T0, HERE, &[">", "*.canary"]);
+    let mut tally = EventTally {
+        by_policy: vec![0; 2],
+        ..EventTally::default()
+    };
+    let send = |bus: &mut Bus, tally: &mut EventTally| {
+        publish_from(bus, own, &["_hailmary.canary"], tally)
+    };
+    assert!(send(&mut bus, &mut tally).is_empty());
+    assert_eq!((tally.unmatched, &tally.by_policy[..]), (1, &[0, 1][..]));
+    leased(&mut bus, T0, "127.0.0.1:1001", &["_hailmary.>"]);
+    assert_eq!(send(&mut bus, &mut tally), ["_hailmary.canary"]);
+
+    let mut rules = everybody();
+    rules.0[0].effect = Effect::Deny;
+    rules.0[0].topics = vec!["_hailmary.>".to_owned()];
+    rules.0.extend(everybody().0);
+    let mut bus = bus_of(Settings {
+        own_sources: vec![own.to_address()],
+        access: Access {
+            publish: Rules::default(),
+            subscribe: rules,
+        },
+        ..settings()
+    });
+    leased(&mut bus, T0, HERE, &["_hailmary.>"]);
+    assert!(send(&mut bus, &mut tally).is_empty(), "a rule denies it");
+}
+
 #[test]
 fn a_pattern_that_overlaps_gets_what_it_may_see_alone() {
     let mut some = everybody();
@@ -603,8 +720,8 @@ fn only_the_hop_limit_stops_a_frame() {
 proptest! {
     #[test]
     fn every_event_and_copy_ends_once_and_in_order(
-        wants in prop::collection::vec(prop::collection::vec("[ab*](\\.[ab>])?", 1..3), 0..4),
-        frames in prop::collection::vec(prop::collection::vec("[abc.]{0,3}", 0..6), 1..20),
+        wants in prop::collection::vec(prop::collection::vec("[ab*](\\.[ab>])?|_hailmary\\.>", 1..3), 0..4),
+        frames in prop::collection::vec(prop::collection::vec("[abc.]{0,3}|_hailmary\\.[ab]", 0..6), 1..20),
     ) {
         let legal = |pattern: &&String| hailmary_proto::topic::check_pattern(pattern.as_bytes()).is_ok();
         let mut bus = bus();
@@ -615,7 +732,9 @@ proptest! {
             }
         }
         let mut tally = EventTally::default();
+        let mut reserved = 0;
         for topics in &frames {
+            reserved += topics.iter().filter(|topic| topic.starts_with('_')).count() as u64;
             let topics: Vec<_> = topics.iter().map(String::as_str).collect();
             let before = tally.copies;
             let sent = publish(&mut bus, &frame_of(&topics), &mut tally);
@@ -624,6 +743,7 @@ proptest! {
             for (id, subscriber) in bus.subscribers().iter() {
                 let wanted = |topic: &&&str| subscriber.topics.iter().any(|pattern| {
                     hailmary_proto::topic::check_topic(topic.as_bytes()).is_ok()
+                        && !hailmary_proto::topic::is_reserved(topic.as_bytes())
                         && hailmary_proto::topic::matches(pattern.as_bytes(), topic.as_bytes())
                 });
                 // Order holds for each topic; sets may pass each other.
@@ -636,6 +756,7 @@ proptest! {
                 }
             }
         }
+        prop_assert_eq!(tally.not_allowed, reserved);
         prop_assert_eq!(tally.events, tally.bad_topic + tally.not_allowed + tally.unmatched + tally.matched);
     }
 

@@ -17,6 +17,7 @@ use tracing::{Level, info, warn};
 
 use crate::admin::Admin;
 use crate::bus::{self, Registrar};
+use crate::canary::Canary;
 use crate::config::{Config, ConfigError, Plan};
 use crate::ledger::Totals;
 use crate::logging::{self, Format};
@@ -101,7 +102,7 @@ fn numeric(address: &str) -> String {
 }
 
 /// Runs a bus till SIGTERM or SIGINT.
-pub(super) fn serve(plan: Plan) -> anyhow::Result<()> {
+pub(super) fn serve(mut plan: Plan) -> anyhow::Result<()> {
     let stops = (0..plan.workers).map(|_| stop_signals());
     let stops: io::Result<Vec<_>> = stops.collect();
     let stops = stops.context("cannot listen for signals")?;
@@ -113,6 +114,7 @@ pub(super) fn serve(plan: Plan) -> anyhow::Result<()> {
     // Fails once, here, on a system without randomness, so that it never does later.
     random().context("the system has no randomness")?;
     let source = Box::new(|| random().unwrap_or_else(|_| std::process::abort()));
+    let canary = canary(&mut plan, listeners.first().map_or(&[], Vec::as_slice))?;
     let workers = listeners.len();
     let bus::Parts {
         directory,
@@ -122,7 +124,9 @@ pub(super) fn serve(plan: Plan) -> anyhow::Result<()> {
     let (forwarders, publishers): (Vec<_>, Vec<_>) = forwarders.into_iter().unzip();
     let infos = listener_infos(&listeners)?;
     let policies = plan.settings.topic_policies.clone();
-    let state = Arc::new(State::new(registrar.bus(), infos, policies, workers));
+    let mut state = State::new(registrar.bus(), infos, policies, workers);
+    state.canary = canary.as_ref().map(Canary::board);
+    let state = Arc::new(state);
     event_loop::show_all(&state, &directory);
     let mut parts = Vec::new();
     let each = listeners.into_iter().zip(forwarders).zip(stops);
@@ -150,11 +154,13 @@ pub(super) fn serve(plan: Plan) -> anyhow::Result<()> {
         info!(address = %format_args!("http://{}", admin.address()), "admin listening");
     }
     state.set_phase(Phase::Ready);
+    let canary = canary.map(Canary::start).transpose()?;
     let shared = Shared {
         directory: RwLock::new(directory),
         publishers: publishers.into_iter().map(Mutex::new).collect(),
     };
     run(parts, registrar, &shared)?;
+    drop(canary);
     say_totals(&state, admin.map(Admin::stop));
     Ok(())
 }
@@ -206,6 +212,21 @@ impl Drop for StopAll {
         // It cannot fail for a signal that exists.
         let _ = signal_hook::low_level::raise(SIGTERM);
     }
+}
+
+/// A canary for these listeners, if the plan has one, made known to the core.
+fn canary(plan: &mut Plan, listeners: &[Listener]) -> anyhow::Result<Option<Canary>> {
+    let Some(interval) = plan.canary_interval else {
+        return Ok(None);
+    };
+    let canary = Canary::open(listeners, interval, || {
+        let [a, b, c, d, e, f, g, h, ..] = random()?;
+        Ok(u64::from_le_bytes([a, b, c, d, e, f, g, h]).max(1))
+    });
+    let canary = canary.context("cannot open a canary")?;
+    plan.settings.own_sources = canary.sources();
+    plan.settings.subscribers.push(canary.subscriber());
+    Ok(Some(canary))
 }
 
 fn random() -> Result<[u8; 16], getrandom::Error> {

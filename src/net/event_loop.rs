@@ -562,7 +562,8 @@ fn info(subscriber: &Subscriber) -> SubscriberInfo {
     }
 }
 
-fn unix_nano() -> u64 {
+/// The wall clock, in ns of Unix time.
+pub(crate) fn unix_nano() -> u64 {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();

@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -167,6 +168,20 @@ impl Listener {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Its address with the real port: where its own datagrams come from.
+    ///
+    /// # Errors
+    ///
+    /// What the system says.
+    pub fn address(&self) -> io::Result<Address> {
+        let address = self.socket.local_addr()?;
+        match (address.as_socket(), &self.path) {
+            (Some(ip), _) => Ok(Address::Ip(ip)),
+            (None, Some((path, _))) => Ok(Address::Unix(path.as_os_str().as_bytes().into())),
+            (None, None) => Err(io::ErrorKind::AddrNotAvailable.into()),
+        }
     }
 
     /// Its receive buffer.

@@ -11,6 +11,7 @@
 )]
 
 mod bench;
+mod canary;
 mod configuration;
 mod cookies;
 mod doctor;
