@@ -18,6 +18,7 @@ mod hostile;
 mod laws;
 mod life;
 mod logs;
+mod losses;
 mod order;
 mod restart;
 #[cfg(target_os = "linux")]
