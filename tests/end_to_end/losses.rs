@@ -272,6 +272,44 @@ fn the_books_balance_behind_a_rough_way() {
     assert_eq!((pong.received, pong.lost), (publisher.stats().sent, 0));
 }
 
+#[test]
+fn an_application_that_stood_still_past_its_lease_counts_right() {
+    let bus = Serving::start(&[], &[]);
+    let address: Address = bus.address().parse().unwrap();
+    let mut subscriber = Subscriber::builder(&address)
+        .pattern("a")
+        .lease(Duration::from_secs(3))
+        .connect(PATIENCE)
+        .unwrap();
+    let publisher = Publisher::connect(&address).unwrap();
+    let publish = |events: u64| (0..events).for_each(|_| publisher.publish("a", &SMALL));
+    publish(10);
+    bus.wait_for_metric("matched_events_total", 10);
+    subscriber.recv_timeout(PATIENCE).unwrap().unwrap();
+    // These wait in the socket, and the next ones are for nobody.
+    publish(20);
+    bus.wait_for_metric("matched_events_total", 30);
+    bus.wait_for("/metrics", |page| value(page, "leases") == 0);
+    publish(5);
+    bus.wait_for_metric("unmatched_events_total", 5);
+
+    for _ in 1..30 {
+        subscriber.recv_timeout(PATIENCE).unwrap().unwrap();
+    }
+    wait_until("the lease", || {
+        assert_eq!(subscriber.recv_timeout(LOOK).unwrap(), None);
+        (value(&bus.get("/metrics"), "leases") == 1).then_some(())
+    });
+    publish(40);
+    for _ in 0..40 {
+        subscriber.recv_timeout(PATIENCE).unwrap().unwrap();
+    }
+    let stats = subscriber.close();
+    assert_eq!(stats.received, 70);
+    assert!(stats.lapses > 0, "it was to lapse");
+    assert_eq!((stats.lost, stats.duplicates), (0, 0));
+}
+
 /// A frame of a bus that a test plays.
 fn frame(sequence: u64, dropped: u64, events: usize) -> Frame {
     let stamp = Stamp {
