@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use clap::ValueEnum;
-use hailmary_client::{Address, ReceivedEvent, Subscriber};
+use hailmary_client::{Address, Item, Loss, ReceivedEvent, Subscriber, SubscriberStats};
 use serde_json::{Map, Value, json};
 
 use super::stop_flag;
@@ -56,6 +56,10 @@ pub struct Subscribe {
     /// How events are printed.
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
+    /// Tell of losses where they are known: on standard error, or as objects among the events
+    /// with --format json.
+    #[arg(long)]
+    notices: bool,
     /// End after so many events.
     #[arg(long)]
     count: Option<u64>,
@@ -74,11 +78,10 @@ impl Subscribe {
         let stop = stop_flag()?;
         let deadline = self.timeout.map(|timeout| Instant::now() + timeout);
         let mut subscriber = self.open()?;
-        let mut out = BufWriter::new(io::stdout().lock());
-        let mut printed = 0;
+        let mut printer = Printer::new(self);
         let mut is_announced = false;
         let is_over = |now: Instant| deadline.is_some_and(|deadline| now >= deadline);
-        while self.count.is_none_or(|count| printed < count)
+        while self.count.is_none_or(|count| printer.printed < count)
             && !stop.load(Ordering::Relaxed)
             && !is_over(Instant::now())
         {
@@ -87,31 +90,23 @@ impl Subscribe {
                 eprintln!("subscribed");
             }
             // Waits only when nothing is left to take, and by then all is printed.
-            let event = match subscriber.recv_timeout(Duration::ZERO)? {
-                Some(event) => Some(event),
+            let item = match subscriber.recv_item_timeout(Duration::ZERO)? {
+                Some(item) => Some(item),
                 None => {
-                    if out.flush().is_err() {
+                    if printer.out.flush().is_err() {
                         break;
                     }
                     let rest = deadline.map_or(LOOK_UP_EVERY, |deadline| {
                         deadline.saturating_duration_since(Instant::now())
                     });
-                    subscriber.recv_timeout(rest.min(LOOK_UP_EVERY))?
+                    subscriber.recv_item_timeout(rest.min(LOOK_UP_EVERY))?
                 }
             };
-            if let Some(event) = event {
-                printed += 1;
-                if self.print(&event, &mut out).is_err() {
-                    break; // Nobody reads any more.
-                }
+            if item.is_some_and(|item| printer.print(&item).is_err()) {
+                break; // Nobody reads any more.
             }
         }
-        let _ = out.flush();
-        let stats = subscriber.close();
-        eprintln!(
-            "received {}, lost {} on the way, dropped {} by the bus",
-            stats.received, stats.lost, stats.dropped_by_bus
-        );
+        let printed = printer.finish(subscriber);
         match self.count {
             Some(count) if printed < count && is_over(Instant::now()) => {
                 bail!("{printed} of {count} events came in time")
@@ -141,8 +136,40 @@ impl Subscribe {
             .open()
             .with_context(|| format!("cannot subscribe at {}", self.from))
     }
+}
 
-    fn print(&self, event: &ReceivedEvent, out: &mut impl Write) -> io::Result<()> {
+/// What is printed, and where.
+struct Printer {
+    format: Format,
+    tells_losses: bool,
+    out: BufWriter<io::StdoutLock<'static>>,
+    /// Events so far.
+    printed: u64,
+    /// What notices have told so far.
+    told: Loss,
+}
+
+impl Printer {
+    fn new(command: &Subscribe) -> Self {
+        Self {
+            format: command.format,
+            tells_losses: command.notices,
+            out: BufWriter::new(io::stdout().lock()),
+            printed: 0,
+            told: Loss::default(),
+        }
+    }
+
+    fn print(&mut self, item: &Item) -> io::Result<()> {
+        match item {
+            Item::Event(event) => self.print_event(event),
+            Item::Loss(loss) => self.print_loss(loss),
+        }
+    }
+
+    fn print_event(&mut self, event: &ReceivedEvent) -> io::Result<()> {
+        self.printed += 1;
+        let out = &mut self.out;
         match self.format {
             Format::Text => writeln!(out, "{}\t{}", event.topic, printable(&event.payload)),
             Format::Json => writeln!(out, "{}", as_json(event)),
@@ -152,6 +179,49 @@ impl Subscribe {
             }
         }
     }
+
+    /// In its place also where both streams go to one terminal.
+    fn print_loss(&mut self, loss: &Loss) -> io::Result<()> {
+        self.told.lost += loss.lost;
+        self.told.dropped_by_bus += loss.dropped_by_bus;
+        if !self.tells_losses || loss.events() == 0 {
+            return Ok(());
+        }
+        if self.format == Format::Json {
+            let (lost, dropped_by_bus) = (loss.lost, loss.dropped_by_bus);
+            let notice = json!({"lost": lost, "dropped_by_bus": dropped_by_bus});
+            return writeln!(self.out, "{notice}");
+        }
+        self.out.flush()?;
+        eprintln!("{loss}");
+        Ok(())
+    }
+
+    /// Gives the lease back, says what came of the events, and how many were printed.
+    fn finish(mut self, subscriber: Subscriber) -> u64 {
+        let stats = subscriber.close();
+        let mut untold = Loss::default();
+        untold.lost = stats.lost.saturating_sub(self.told.lost);
+        untold.dropped_by_bus = stats
+            .dropped_by_bus
+            .saturating_sub(self.told.dropped_by_bus);
+        // Where nobody reads any more, the last line tells as well.
+        let _ = self.print_loss(&untold);
+        let _ = self.out.flush();
+        eprintln!("{}", summary(&stats));
+        self.printed
+    }
+}
+
+/// Duplicates are rare, and named only where there are any.
+fn summary(stats: &SubscriberStats) -> String {
+    let (received, lost, dropped) = (stats.received, stats.lost, stats.dropped_by_bus);
+    let mut line =
+        format!("received {received}, lost {lost} on the way, dropped {dropped} by the bus");
+    if stats.duplicates > 0 {
+        line.push_str(&format!(", {} duplicates", stats.duplicates));
+    }
+    line
 }
 
 /// Text as it is, but for control characters and what is no text: a payload is not to steer the

@@ -20,6 +20,7 @@ mod hostile;
 mod laws;
 mod life;
 mod logs;
+mod losses;
 mod order;
 #[cfg(target_os = "linux")]
 mod prometheus;

@@ -10,7 +10,8 @@
 //!    could not be sent counts as one that was lost.
 //! 2. Wait for a datagram, at most until [`Subscription::poll_timeout`].
 //! 3. Decode it and hand it to [`Subscription::handle_frame`]; of
-//!    [`Verdict::Deliver`], the events are for the application. Go to 1.
+//!    [`Verdict::Deliver`], the events are for the application. If there was none,
+//!    call [`Subscription::handle_timeout`]. Go to 1.
 //!
 //! All times are durations since one moment of the caller's choice; they must
 //! come from a clock that does not jump.
@@ -31,7 +32,7 @@ use hailmary_proto::v1::refusal::Reason;
 use hailmary_proto::write::{COOKIE_BYTES_MAX, UNPROVEN_REQUEST_BYTES_MIN, pad};
 use prost::Message;
 
-use crate::flow::{FlowCounts, FrameTally, Ledger};
+use crate::flow::{FlowCounts, Ledger, Position};
 
 /// How long to wait for an answer before asking again, at first: far above a
 /// round trip in a data centre, below what a person notices.
@@ -133,7 +134,8 @@ enum Request {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SubscriptionCounts {
-    /// Events received, lost on the way, and dropped by the bus.
+    /// Events received, lost on the way, dropped by the bus, and come twice. None of
+    /// these ever falls.
     pub flow: FlowCounts,
     /// Frames and answers that were not believed; malformed datagrams too, where
     /// the driver told of them by [`Subscription::ignore_datagram`].
@@ -195,6 +197,9 @@ impl Subscription {
         if self.has_ended() || now < self.transmit_at {
             return None;
         }
+        if self.pending == Request::Answered {
+            self.ledger.ask();
+        }
         self.transmit_at = now.saturating_add(self.retry_after);
         self.retry_after = self.retry_after.saturating_mul(2).min(RETRY_MAX);
         self.pending = Request::Unanswered;
@@ -202,10 +207,16 @@ impl Subscription {
         Some(self.encode(Control::Subscribe(self.request.clone())))
     }
 
-    /// When [`poll_transmit`](Self::poll_transmit) has something next; `None` if never.
+    /// When [`poll_transmit`](Self::poll_transmit) or
+    /// [`handle_timeout`](Self::handle_timeout) has something next to do; `None` if
+    /// never.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Duration> {
-        (!self.has_ended()).then_some(self.transmit_at)
+        let transmit_at = (!self.has_ended()).then_some(self.transmit_at);
+        [transmit_at, self.ledger.poll_timeout()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Takes a frame that arrived.
@@ -217,10 +228,10 @@ impl Subscription {
     ) -> Verdict {
         self.note_lapse(now);
         let answer = match frame.control() {
-            Some(control) => self.handle_control(now, origin, control),
+            Some(control) => self.handle_control(now, origin, control, frame.stamp()),
             None => Verdict::Ignored,
         };
-        let verdict = match self.handle_events(frame) {
+        let verdict = match self.handle_events(now, frame) {
             Verdict::Ignored => answer,
             delivered => delivered,
         };
@@ -230,18 +241,26 @@ impl Subscription {
         verdict
     }
 
+    /// Takes note that no datagram waits: what has been missing for longer than
+    /// [`WINDOW`](crate::flow::WINDOW) is lost. (While datagrams do wait, what is
+    /// missing may be among them, however long the application let them lie.)
+    pub fn handle_timeout(&mut self, now: Duration) {
+        self.ledger.settle(now);
+    }
+
     /// Counts a datagram that is no frame.
     pub fn ignore_datagram(&mut self) {
         self.ignored_frames = self.ignored_frames.saturating_add(1);
     }
 
-    /// Gives the subscription up. What it returns is to be sent once; if it gets
-    /// lost, the lease lapses by itself. Nothing if there is nothing to give up.
+    /// Gives the subscription up, and counts as lost what is still missing. What it
+    /// returns is to be sent once; if it gets lost, the lease lapses by itself.
+    /// Nothing if there is nothing to give up.
     pub fn close(&mut self) -> Option<&[u8]> {
         if self.has_ended() {
             return None;
         }
-        self.phase = Phase::Closed;
+        self.end(Phase::Closed);
         let (cookie, nonce) = (self.request.cookie.clone(), self.request.nonce);
         (!cookie.is_empty())
             .then(|| self.encode(Control::Unsubscribe(v1::Unsubscribe { cookie, nonce })))
@@ -320,10 +339,18 @@ impl Subscription {
     fn end_lease(&mut self, phase: Phase) {
         self.phase = phase;
         self.lapses = self.lapses.saturating_add(1);
-        self.ledger.doubt_flow();
+        self.ledger.lapse();
     }
 
-    fn handle_events(&mut self, frame: &FrameView<'_>) -> Verdict {
+    /// For good: nothing that comes now is believed, so nothing is awaited.
+    fn end(&mut self, phase: Phase) {
+        self.phase = phase;
+        self.ledger.settle_all();
+    }
+
+    /// Events that came before, or too late, are delivered all the same: the stamps
+    /// are for the books, and a wrong one must not silence a bus.
+    fn handle_events(&mut self, now: Duration, frame: &FrameView<'_>) -> Verdict {
         let Some(stamp) = frame.stamp().filter(|stamp| self.bus == Some(stamp.sender)) else {
             return Verdict::Ignored;
         };
@@ -331,11 +358,11 @@ impl Subscription {
             return Verdict::Ignored;
         }
         let events = frame.events().len();
-        self.ledger.record(FrameTally {
+        let position = Position {
             sequence: stamp.sequence,
             dropped: stamp.dropped,
-            events: events as u64,
-        });
+        };
+        self.ledger.record(now, position, events as u64);
         match events {
             0 => Verdict::Consumed,
             _ => Verdict::Deliver {
@@ -344,7 +371,13 @@ impl Subscription {
         }
     }
 
-    fn handle_control(&mut self, now: Duration, origin: Origin, control: &Control) -> Verdict {
+    fn handle_control(
+        &mut self,
+        now: Duration,
+        origin: Origin,
+        control: &Control,
+        stamp: Option<&v1::Stamp>,
+    ) -> Verdict {
         let believed = origin == Origin::Bus
             && self.pending == Request::Unanswered
             && !self.has_ended()
@@ -354,7 +387,7 @@ impl Subscription {
                 self.handle_challenge(now, &challenge.cookie);
             }
             Control::Lease(lease) if believed && carries(&lease.cookie) => {
-                self.handle_lease(now, lease);
+                self.handle_lease(now, lease, stamp);
             }
             Control::Refusal(refusal) if believed => self.handle_refusal(now, refusal.reason()),
             _ => return Verdict::Ignored,
@@ -376,8 +409,11 @@ impl Subscription {
         self.transmit_at = now;
     }
 
-    fn handle_lease(&mut self, now: Duration, lease: &v1::Lease) {
-        if self.bus != Some(lease.bus) {
+    fn handle_lease(&mut self, now: Duration, lease: &v1::Lease, stamp: Option<&v1::Stamp>) {
+        if self.bus == Some(lease.bus) {
+            let stamp = stamp.filter(|stamp| stamp.sender == lease.bus);
+            self.ledger.resume(stamp.map(|stamp| stamp.sequence));
+        } else {
             self.bus_restarts += u64::from(self.bus.is_some());
             self.ledger.begin_bus();
             self.bus = Some(lease.bus);
@@ -396,9 +432,9 @@ impl Subscription {
 
     fn handle_refusal(&mut self, now: Duration, reason: Reason) {
         match reason {
-            Reason::NotAllowed => self.phase = Phase::Refused(Refusal::NotAllowed),
-            Reason::BadTopic => self.phase = Phase::Refused(Refusal::BadTopic),
-            Reason::BadRequest => self.phase = Phase::Refused(Refusal::BadRequest),
+            Reason::NotAllowed => self.end(Phase::Refused(Refusal::NotAllowed)),
+            Reason::BadTopic => self.end(Phase::Refused(Refusal::BadTopic)),
+            Reason::BadRequest => self.end(Phase::Refused(Refusal::BadRequest)),
             Reason::UnknownLease => self.begin_again(now),
             Reason::Full => self.refusal = Some(Refusal::Full),
             Reason::Unspecified => self.refusal = Some(Refusal::Other),
@@ -442,6 +478,7 @@ fn event_weight(weight: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::flow::WINDOW;
     use hailmary_proto::decode::Decoder;
     use proptest::prelude::*;
 
@@ -473,11 +510,14 @@ mod tests {
     }
 
     fn answer(subscription: &mut Subscription, now: u64, control: Control) -> Verdict {
-        let frame = v1::Frame {
+        hand(subscription, now, Origin::Bus, &control_frame(control))
+    }
+
+    fn control_frame(control: Control) -> v1::Frame {
+        v1::Frame {
             control: Some(control),
             ..v1::Frame::default()
-        };
-        hand(subscription, now, Origin::Bus, &frame)
+        }
     }
 
     fn challenge(cookie: &[u8]) -> Control {
@@ -558,11 +598,98 @@ mod tests {
         let renewal = request(&mut subscription, 1_000);
         assert_eq!(renewal.cookie, b"l");
         let report = renewal.report.unwrap();
-        assert_eq!((report.bus, report.received, report.lost), (BUS, 3, 2));
+        assert_eq!((report.bus, report.received, report.lost), (BUS, 3, 0));
         answer(&mut subscription, 1_000, lease(BUS, 300_000, b"m"));
+        // The loss is due a moment later, and is then reported with what is known.
         assert_eq!(subscription.poll_timeout(), Some(ms(3_000)));
-        assert_eq!(request(&mut subscription, 3_000).cookie, b"m");
+        let renewal = request(&mut subscription, 3_000);
+        assert_eq!(renewal.cookie, b"m");
+        assert_eq!(renewal.report.unwrap().lost, 0);
+        assert_eq!(subscription.poll_timeout(), Some(ms(1) + WINDOW));
+        assert_eq!(subscription.poll_transmit(ms(1) + WINDOW), None);
+        assert_eq!(subscription.counts().flow.lost, 0);
+        subscription.handle_timeout(ms(1) + WINDOW);
+        assert_eq!(subscription.counts().flow.lost, 2);
         assert_eq!(subscription.poll_timeout(), Some(ms(3_100)));
+        let report = request(&mut subscription, 3_100).report.unwrap();
+        assert_eq!((report.received, report.lost, report.dropped), (3, 2, 0));
+    }
+
+    #[test]
+    fn the_stamp_of_a_lease_tells_of_the_tail() {
+        let mut subscription = held();
+        hand(&mut subscription, 1, Origin::Elsewhere, &events(BUS, 0, 3));
+        request(&mut subscription, 1_000);
+        let mut granted = control_frame(lease(BUS, 3_000, b"m"));
+        granted.stamp = Some(v1::Stamp {
+            sender: BUS,
+            sequence: 10,
+            dropped: 5,
+            ..v1::Stamp::default()
+        });
+        hand(&mut subscription, 1_000, Origin::Bus, &granted);
+        assert_eq!(subscription.state(), LeaseState::Held);
+        let told = |subscription: &Subscription| {
+            let flow = subscription.counts().flow;
+            (flow.received, flow.lost, flow.dropped)
+        };
+        assert_eq!(told(&subscription), (3, 0, 5));
+        subscription.close();
+        assert_eq!(
+            told(&subscription),
+            (3, 2, 5),
+            "nothing is awaited any more"
+        );
+        assert_eq!(subscription.poll_timeout(), None);
+    }
+
+    /// An application that was busy for longer than the window.
+    #[test]
+    fn what_lies_unread_is_not_lost() {
+        let mut subscription = held();
+        hand(&mut subscription, 1, Origin::Elsewhere, &events(BUS, 2, 3));
+        subscription.poll_transmit(ms(60_000));
+        for sequence in [5, 0] {
+            let waited = events(BUS, sequence, 2);
+            hand(&mut subscription, 60_000, Origin::Elsewhere, &waited);
+        }
+        subscription.handle_timeout(ms(60_000));
+        let flow = subscription.counts().flow;
+        assert_eq!((flow.received, flow.lost, flow.duplicates), (7, 0, 0));
+    }
+
+    #[test]
+    fn a_refusal_ends_the_waiting() {
+        let mut subscription = held();
+        hand(&mut subscription, 1, Origin::Elsewhere, &events(BUS, 2, 3));
+        request(&mut subscription, 1_000);
+        answer(&mut subscription, 1_001, refusal(Reason::NotAllowed));
+        assert_eq!(subscription.counts().flow.lost, 2);
+        assert_eq!(subscription.poll_timeout(), None);
+    }
+
+    /// A stopped process: its lease is over, its socket full of what came before.
+    #[test]
+    fn a_stamped_lease_after_a_lapse_begins_the_flow() {
+        let mut subscription = held();
+        hand(&mut subscription, 1, Origin::Elsewhere, &events(BUS, 0, 9));
+        assert_eq!(request(&mut subscription, 60_000).cookie, b"l");
+        for sequence in [12, 9] {
+            let old = events(BUS, sequence, 3);
+            hand(&mut subscription, 60_000, Origin::Elsewhere, &old);
+        }
+        let mut granted = events(BUS, 0, 0);
+        granted.control = Some(lease(BUS, 3_000, b"m"));
+        hand(&mut subscription, 60_001, Origin::Bus, &granted);
+        hand(
+            &mut subscription,
+            60_002,
+            Origin::Elsewhere,
+            &events(BUS, 0, 4),
+        );
+        let flow = subscription.counts().flow;
+        assert_eq!((flow.received, flow.lost, flow.duplicates), (19, 0, 0));
+        assert_eq!(subscription.counts().lapses, 1);
     }
 
     #[test]
@@ -576,10 +703,7 @@ mod tests {
             nonce: NONCE + 1,
         });
         assert_eq!(answer(&mut subscription, 0, foreign), Verdict::Ignored);
-        let elsewhere = v1::Frame {
-            control: Some(lease(BUS, 3_000, b"x")),
-            ..v1::Frame::default()
-        };
+        let elsewhere = control_frame(lease(BUS, 3_000, b"x"));
         let verdict = hand(&mut subscription, 0, Origin::Elsewhere, &elsewhere);
         assert_eq!(verdict, Verdict::Ignored);
         for cookie in [&[][..], &[0; COOKIE_BYTES_MAX + 1]] {
@@ -630,7 +754,10 @@ mod tests {
             Verdict::Consumed
         );
         assert_eq!(subscription.counts().ignored_frames, 2);
-        assert_eq!(subscription.counts().flow.lost, 8);
+        // Two came, and five times more.
+        subscription.close();
+        let flow = subscription.counts().flow;
+        assert_eq!((flow.received, flow.duplicates, flow.lost), (2, 10, 18));
     }
 
     #[test]
@@ -657,11 +784,12 @@ mod tests {
             Origin::Elsewhere,
             &events(BUS + 1, 20, 1),
         );
+        subscription.handle_timeout(ms(4_003));
+        let report = request(&mut subscription, 4_003).report.unwrap();
+        assert_eq!((report.bus, report.received, report.lost), (BUS + 1, 1, 20));
         let counts = subscription.counts();
         assert_eq!((counts.flow.received, counts.flow.lost), (10, 20));
-        assert_eq!((counts.bus_restarts, counts.lapses), (1, 1));
-        let report = request(&mut subscription, 2_002).report.unwrap();
-        assert_eq!((report.bus, report.received, report.lost), (BUS + 1, 1, 20));
+        assert_eq!((counts.bus_restarts, counts.lapses), (1, 2));
     }
 
     #[test]
@@ -677,6 +805,7 @@ mod tests {
             Origin::Elsewhere,
             &events(BUS, 1, 2),
         );
+        subscription.close();
         let counts = subscription.counts();
         assert_eq!(
             (counts.flow.received, counts.flow.lost, counts.lapses),
@@ -785,6 +914,7 @@ mod tests {
                 while subscription.poll_transmit(ms(now)).is_some() {
                     sent += 1;
                 }
+                subscription.handle_timeout(ms(now));
                 prop_assert!(subscription.poll_timeout().unwrap() > ms(now));
             }
             // By the timer, for a lease that ended, and for a challenge.
@@ -823,6 +953,7 @@ mod tests {
             for frame in late.iter().rev() {
                 hand(&mut subscription, 2, Origin::Elsewhere, frame);
             }
+            subscription.close();
             let told = subscription.counts().flow;
             prop_assert_eq!((told.received, told.lost), (sequence - lost, lost));
         }

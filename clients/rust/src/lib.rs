@@ -21,6 +21,6 @@ pub use publisher::{
     BATCH_BYTES_HOST, BATCH_BYTES_NETWORK, Batch, PublishError, Publisher, PublisherStats,
 };
 pub use subscriber::{
-    RECEIVE_BUFFER_BYTES, ReceivedEvent, ReceivedFrame, RecvError, SubscribeError, Subscriber,
-    SubscriberBuilder, SubscriberStats,
+    Item, Loss, RECEIVE_BUFFER_BYTES, ReceivedEvent, ReceivedFrame, RecvError, SubscribeError,
+    Subscriber, SubscriberBuilder, SubscriberStats,
 };

@@ -17,14 +17,28 @@ use crate::lease::{Origin, RETRY_MAX, RETRY_MIN};
 use crate::random::random_id;
 
 /// What a bus answered to a ping.
+///
+/// Of the events that a publisher had handed to the kernel when it asked, which its
+/// `stats` call `sent`, each is counted here or in flight:
+///
+/// ```text
+/// sent = received + lost + in flight
+/// ```
+///
+/// In flight is what the ping overtook, or what lies in the bus's buffer. What the
+/// publisher dropped itself is in none of these. A bus that was started later, or has
+/// forgotten a publisher that was silent for long, counts from the first event on
+/// that it heard then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Pong {
     /// The bus's sender id. Another one than before: the bus restarted.
     pub bus: u64,
-    /// Events that the bus received from the publisher that asked; 0 for [`ping`].
+    /// Events that the bus received from the publisher that asked, each counted
+    /// once; 0 for [`ping`].
     pub received: u64,
-    /// Events of that publisher that the bus saw missing; 0 for [`ping`].
+    /// Events of that publisher that the bus knows to be missing, lost in the
+    /// bus's own full buffer included; 0 for [`ping`].
     pub lost: u64,
     /// From the ping that was answered to its answer.
     pub round_trip: Duration,

@@ -204,7 +204,8 @@ impl Publisher {
         }
     }
 
-    /// What became of the events so far.
+    /// What became of the events so far, as far as this side knows. It reads a few
+    /// counters: no system call, no lock. [`ping`](Self::ping) asks the bus.
     #[must_use]
     pub fn stats(&self) -> PublisherStats {
         PublisherStats {
@@ -215,7 +216,18 @@ impl Publisher {
 
     /// Asks the bus what it received from this publisher, and waits for the
     /// answer: the one call here that blocks. It opens a socket of its own and
-    /// asks again, as datagrams may get lost, until the time is over.
+    /// asks again, as datagrams may get lost, until the time is over. See [`Pong`]
+    /// for how the answer stands to [`stats`](Self::stats).
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # use hailmary_client::{Address, Publisher};
+    /// # let publisher = Publisher::connect(&Address::from_env()?)?;
+    /// let sent = publisher.stats().sent;
+    /// let pong = publisher.ping(Duration::from_secs(1))?;
+    /// println!("{} of {sent} arrived, {} are lost", pong.received, pong.lost);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///

@@ -6,6 +6,7 @@
 //! longer than its lease loses it, and asks anew when it does.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,7 @@ use prost::Message;
 
 use crate::address::{Address, Target};
 use crate::endpoint::{Arrival, BUFFER_BYTES, Endpoint};
+use crate::flow::FlowCounts;
 use crate::lease::{LeaseState, Refusal, Subscription, SubscriptionCounts, Verdict};
 use crate::random::random_id;
 
@@ -141,18 +143,67 @@ impl<'a> ReceivedFrame<'a> {
     }
 }
 
-/// What a subscriber has seen since it began.
+/// Events that do not come any more: of the stream, what is not in it.
+///
+/// The events that the bus had for this subscriber and that did not arrive, since
+/// the last notice. An event is in one of the two counts and in one notice.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Loss {
+    /// Events that the bus sent and that were lost on the way or in this socket's
+    /// full buffer.
+    pub lost: u64,
+    /// Events that the bus dropped itself: for a limit that was asked for, or a
+    /// full buffer.
+    pub dropped_by_bus: u64,
+}
+
+impl Loss {
+    /// Both together.
+    #[must_use]
+    pub fn events(&self) -> u64 {
+        self.lost.saturating_add(self.dropped_by_bus)
+    }
+}
+
+impl fmt::Display for Loss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (events, dropped) = (self.events(), self.dropped_by_bus);
+        write!(
+            f,
+            "{events} events lost, {dropped} of them dropped by the bus"
+        )
+    }
+}
+
+/// What a subscriber that wants to hear of losses receives.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Item {
+    /// An event.
+    Event(ReceivedEvent),
+    /// Word of events that do not come.
+    Loss(Loss),
+}
+
+/// What a subscriber has seen since it began. No count ever falls.
+///
+/// An event that is missing is awaited for 3 seconds, for datagrams overtake each
+/// other, and till there is nothing left to read; only then is it `lost`. So of the events that the bus sent or dropped
+/// for this subscriber, up to the newest stamp that came from it, each is
+/// `received`, `lost`, `dropped_by_bus` or still awaited. The bus tells what went
+/// after the newest event when it next renews the lease, 2 seconds later at most.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SubscriberStats {
-    /// Events that arrived, repeated ones included.
+    /// Events that arrived, each counted once.
     pub received: u64,
-    /// Events that the bus sent and that did not arrive, as far as a later frame
-    /// told. May fall again, when a late frame comes after all; a repeated frame
-    /// hides as many as it holds.
+    /// Events that the bus sent and that did not arrive.
     pub lost: u64,
     /// Events that the bus dropped for this subscriber.
     pub dropped_by_bus: u64,
+    /// Events that arrived again, or after they had been counted as lost. They are
+    /// handed out all the same, and are not among `received`.
+    pub duplicates: u64,
     /// Datagrams that were malformed, another sender's, or answers to nothing asked.
     pub ignored_frames: u64,
     /// How often another run of the bus took over.
@@ -167,7 +218,8 @@ impl From<SubscriptionCounts> for SubscriberStats {
         Self {
             received: counts.flow.received,
             lost: counts.flow.lost,
-            dropped_by_bus: counts.flow.dropped_by_bus,
+            dropped_by_bus: counts.flow.dropped,
+            duplicates: counts.flow.duplicates,
             ignored_frames: counts.ignored_frames,
             bus_restarts: counts.bus_restarts,
             lapses: counts.lapses,
@@ -272,6 +324,7 @@ impl SubscriberBuilder {
             decoder: Decoder::new(),
             buffer: vec![0; BUFFER_BYTES],
             queue: VecDeque::new(),
+            told: FlowCounts::default(),
             unsent: None,
         };
         subscriber.transmit(Duration::ZERO);
@@ -338,6 +391,8 @@ pub struct Subscriber {
     buffer: Vec<u8>,
     /// Events of a frame that was received and not handed out wholly.
     queue: VecDeque<ReceivedEvent>,
+    /// The losses that notices have told of.
+    told: FlowCounts,
     /// Why the newest request was not sent.
     unsent: Option<io::ErrorKind>,
 }
@@ -387,6 +442,70 @@ impl Subscriber {
         self.recv_until(Some(self.now().saturating_add(timeout)))
     }
 
+    /// The next event or the next word of events that do not come, waited for as
+    /// long as it takes. See [`items`](Self::items).
+    ///
+    /// # Errors
+    ///
+    /// The bus refused the lease for good, or the socket failed.
+    pub fn recv_item(&mut self) -> Result<Item, RecvError> {
+        loop {
+            if let Some(item) = self.recv_item_until(None)? {
+                return Ok(item);
+            }
+        }
+    }
+
+    /// Like [`recv_item`](Self::recv_item), waiting at most so long; `None` if
+    /// nothing came. With no time at all it takes what is there.
+    ///
+    /// # Errors
+    ///
+    /// The bus refused the lease for good, or the socket failed.
+    pub fn recv_item_timeout(&mut self, timeout: Duration) -> Result<Option<Item>, RecvError> {
+        self.recv_item_until(Some(self.now().saturating_add(timeout)))
+    }
+
+    /// The events, and between them word of those that do not come. Blocks and ends
+    /// as the iterator of events does.
+    ///
+    /// A [`Loss`] comes as soon as it is known, before the next event, and also
+    /// while there are no events. What the bus dropped is known by the next frame or
+    /// renewal; what is missing for another reason is awaited for 3 seconds first, so
+    /// its notice comes that much later than the events around the gap. One notice
+    /// tells of all losses since the one before, however they were spread; there is
+    /// none for no loss. All notices together make `lost` and `dropped_by_bus` of
+    /// [`stats`](Self::stats), once there is none left to be had.
+    ///
+    /// ```no_run
+    /// # use hailmary_client::{Address, Item, Subscriber};
+    /// # let mut subscriber = Subscriber::builder(&Address::from_env()?).pattern(">").open()?;
+    /// for item in subscriber.items() {
+    ///     match item {
+    ///         Item::Event(event) => println!("{}", event.topic),
+    ///         Item::Loss(loss) => println!("{loss}"),
+    ///     }
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn items(&mut self) -> impl Iterator<Item = Item> {
+        std::iter::from_fn(|| self.recv_item().ok())
+    }
+
+    /// Takes the notice that [`recv_item`](Self::recv_item) would give next, if
+    /// there is one: for whoever receives by [`recv_frame`](Self::recv_frame). It
+    /// neither waits nor reads from the socket.
+    pub fn take_loss(&mut self) -> Option<Loss> {
+        let total = self.subscription.counts().flow;
+        let news = total.since(self.told);
+        let loss = Loss {
+            lost: news.lost,
+            dropped_by_bus: news.dropped,
+        };
+        self.told = total;
+        (loss.events() > 0).then_some(loss)
+    }
+
     /// Hands the next frame's events to `take` without copying them, and returns
     /// what it makes of them; `None` if no frame came in time. What
     /// [`recv`](Self::recv) has left of an earlier frame stays for `recv`.
@@ -418,7 +537,8 @@ impl Subscriber {
         self.subscription.state() == LeaseState::Held
     }
 
-    /// What was seen since the subscription began.
+    /// What was seen since the subscription began. It is counted within the
+    /// receiving calls; this one reads no clock and no socket.
     #[must_use]
     pub fn stats(&self) -> SubscriberStats {
         self.subscription.counts().into()
@@ -434,8 +554,9 @@ impl Subscriber {
         self.endpoint.receive_buffer_bytes()
     }
 
-    /// Tells the bus that it is over, and returns the final counts. Dropping does
-    /// the same without them.
+    /// Tells the bus that it is over, and returns the final counts. All that is
+    /// missing now is lost, of which no notice tells any more. Dropping does the
+    /// same without them.
     pub fn close(mut self) -> SubscriberStats {
         self.unsubscribe();
         self.stats()
@@ -482,6 +603,32 @@ impl Subscriber {
             self.transmit(self.now());
         }
         Ok(self.queue.pop_front())
+    }
+
+    fn recv_item_until(&mut self, deadline: Option<Duration>) -> Result<Option<Item>, RecvError> {
+        if self.queue.is_empty() {
+            self.turn_until(deadline, |subscriber| subscriber.item_turn(deadline))?;
+        } else {
+            self.transmit(self.now());
+        }
+        let loss = self.take_loss().map(Item::Loss);
+        Ok(loss.or_else(|| self.queue.pop_front().map(Item::Event)))
+    }
+
+    /// One turn, which also brings something once there is word of a loss.
+    fn item_turn(&mut self, deadline: Option<Duration>) -> Result<Turn<()>, RecvError> {
+        if self.knows_of_loss() {
+            return Ok(Turn::Events(()));
+        }
+        match self.queue_turn(deadline)? {
+            _ if self.knows_of_loss() => Ok(Turn::Events(())),
+            turn => Ok(turn),
+        }
+    }
+
+    fn knows_of_loss(&self) -> bool {
+        let total = self.subscription.counts().flow;
+        (total.lost, total.dropped) != (self.told.lost, self.told.dropped)
     }
 
     fn recv_frame_until<R>(
@@ -541,7 +688,10 @@ impl Subscriber {
         let wait = self.wait(now, deadline)?;
         match self.endpoint.receive(&mut self.buffer, wait)? {
             Some(arrival) => Ok(self.handle_datagram(arrival, take)),
-            None => Ok(Turn::Silence),
+            None => {
+                self.subscription.handle_timeout(self.began.elapsed());
+                Ok(Turn::Silence)
+            }
         }
     }
 
