@@ -14,7 +14,9 @@ use hailmary_proto::v1::frame::Control;
 use hailmary_proto::v1::{Frame, Lease, Stamp};
 use prost::Message;
 
-use crate::support::{PATIENCE, Serving, assert_laws, event, hailmary, sum_of, value, wait_until};
+use crate::support::{
+    EndOnDrop, PATIENCE, Serving, assert_laws, event, hailmary, sum_of, value, wait_until,
+};
 
 /// How long one wait for a datagram lasts before it is looked whether all is over.
 const LOOK: Duration = Duration::from_millis(10);
@@ -176,15 +178,6 @@ impl Rough {
 struct Seen {
     stats: Mutex<SubscriberStats>,
     is_over: AtomicBool,
-}
-
-/// Ends the listening also where the test fails.
-struct EndOnDrop<'a>(&'a AtomicBool);
-
-impl Drop for EndOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 /// Takes everything: how many events were handed out, and what all notices told.
