@@ -497,3 +497,6 @@ fn unix_nano() -> u64 {
         .unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests;

@@ -13,6 +13,11 @@ use socket2::SockAddr;
 
 use crate::bus::address::Source;
 
+#[cfg_attr(all(test, target_os = "linux"), path = "sys/faulty.rs")]
+mod calls;
+#[cfg(all(test, target_os = "linux"))]
+pub use calls::{Answer, begin, bytes_taken, script, unused};
+
 #[cfg(all(target_os = "linux", not(feature = "portable")))]
 mod batch;
 #[cfg(all(target_os = "linux", not(feature = "portable")))]

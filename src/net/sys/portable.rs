@@ -11,7 +11,7 @@ use crate::bus::address::{Address, Source};
 use crate::net::address::canonical;
 
 use super::{
-    DATAGRAM_BUFFER_BYTES, Outgoing, RECEIVE_BATCH_MAX, Received, Refused, SEND_BATCH_MAX,
+    DATAGRAM_BUFFER_BYTES, Outgoing, RECEIVE_BATCH_MAX, Received, Refused, SEND_BATCH_MAX, calls,
 };
 
 /// One received datagram.
@@ -59,21 +59,27 @@ impl ReceiveRing {
     ///
     /// # Errors
     ///
-    /// What the kernel says, but for "none there" (0) and "interrupted" (tried again). An error
-    /// behind the first datagram shows at the next call.
+    /// What the kernel says, but for "none there" (0) and "interrupted" (tried again). What it
+    /// says once is gone, and what waits behind it is taken: two errors in a row are one here,
+    /// where nothing was taken before them.
     pub fn receive(&mut self, socket: BorrowedFd<'_>, count_max: usize) -> io::Result<usize> {
         self.taken = 0;
         let count_max = count_max.min(self.slots.len());
+        let mut has_failed = false;
         while let Some(slot) = self
             .slots
             .get_mut(..count_max)
             .and_then(|s| s.get_mut(self.taken))
         {
             match receive_one(socket, slot) {
-                Ok(()) => self.taken += 1,
+                Ok(()) => {
+                    self.taken += 1;
+                    has_failed = false;
+                }
                 Err(error) => match error.kind() {
                     io::ErrorKind::Interrupted => {}
                     io::ErrorKind::WouldBlock => break,
+                    _ if !has_failed => has_failed = true,
                     _ if self.taken > 0 => break,
                     _ => return Err(error),
                 },
@@ -104,7 +110,7 @@ fn receive_one(socket: BorrowedFd<'_>, slot: &mut Slot) -> io::Result<()> {
     let socket = SockRef::from(&socket);
     let mut slices = [socket2::MaybeUninitSlice::new(&mut slot.buffer)];
     let (length, flags, source) =
-        socket.recv_from_vectored_with_flags(&mut slices, libc::MSG_DONTWAIT)?;
+        calls::receive(|| socket.recv_from_vectored_with_flags(&mut slices, libc::MSG_DONTWAIT))?;
     slot.length = length;
     slot.is_truncated = flags.is_truncated();
     slot.source = match source.as_socket() {
@@ -198,7 +204,9 @@ pub fn takes_segments(_socket: BorrowedFd<'_>) -> bool {
 fn send_one(socket: &SockRef<'_>, datagram: &Outgoing<'_>) -> io::Result<usize> {
     let parts = [datagram.head, datagram.body].map(io::IoSlice::new);
     loop {
-        match socket.send_to_vectored_with_flags(&parts, datagram.to, libc::MSG_DONTWAIT) {
+        let to = datagram.to;
+        let send = || socket.send_to_vectored_with_flags(&parts, to, libc::MSG_DONTWAIT);
+        match calls::send(to, send) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             result => return result,
         }
