@@ -30,8 +30,14 @@ use crate::net::listener::{ListenAddress, Listener};
 use crate::net::sys::{Answer, begin, bytes_taken, script};
 use crate::state::ListenerInfo;
 
-/// How long any one condition may take, for machines under load.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long any one condition may take, for machines under load: loopback takes microseconds.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Worlds that are tried, with up to eight steps each: some two seconds in all.
+const CASES: u32 = 48;
+
+/// How long to look for a shorter case that fails, in ms: each may take up to [`PATIENCE`].
+const SHRINK_MS_MAX: u32 = 60_000;
 
 /// Far more than the datagrams of one step fill.
 const BUFFER_BYTES: usize = 4 << 20;
@@ -844,7 +850,11 @@ fn an_error_of_a_receive_holds_nothing_up() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(ProptestConfig {
+        cases: CASES,
+        max_shrink_time: SHRINK_MS_MAX,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn every_frame_event_and_copy_ends_in_one_counter_whatever_fails(
