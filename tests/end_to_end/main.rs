@@ -20,6 +20,7 @@ mod life;
 mod logs;
 mod order;
 mod restart;
+mod scrapes;
 #[cfg(target_os = "linux")]
 mod segments;
 #[path = "../support/mod.rs"]

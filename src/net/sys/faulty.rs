@@ -97,7 +97,7 @@ mod batch {
     }
 
     fn at_most(count: c_uint, most: usize) -> c_uint {
-        count.min(c_uint::try_from(most.max(1)).unwrap())
+        c_uint::try_from(most.max(1)).map_or(count, |most| count.min(most))
     }
 
     /// As recvmmsg(2).
