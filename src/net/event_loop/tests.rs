@@ -33,8 +33,9 @@ use crate::state::ListenerInfo;
 /// How long any one condition may take, for machines under load: loopback takes microseconds.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Worlds that are tried, with up to eight steps each: some two seconds in all.
-const CASES: u32 = 48;
+/// Worlds that are tried, with up to seven steps each: some two seconds in all. The fallback's
+/// buffers take long to make where nothing is optimised.
+const CASES: u32 = if cfg!(feature = "portable") { 12 } else { 48 };
 
 /// How long to look for a shorter case that fails, in ms: each may take up to [`PATIENCE`].
 const SHRINK_MS_MAX: u32 = 60_000;
