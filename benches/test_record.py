@@ -18,6 +18,7 @@ import loads
 import machine
 import page
 import processes
+import scrapes
 import svg
 import workloads
 
@@ -54,6 +55,16 @@ class Parsing(unittest.TestCase):
 
     def test_what_waits_is_added_up_over_the_sockets_of_a_port(self) -> None:
         self.assertEqual(processes.waiting_bytes(self.TABLE), {7277: 0x310, 7278: 0})
+
+    def test_late_frames_are_those_past_the_bucket_of_a_millisecond(self) -> None:
+        name = "hailmary_forward_latency_seconds"
+        text = "".join(
+            f'{name}_bucket{{le="{end}"}} {count}\n'
+            for end, count in (("0.000262144", 5), ("0.001048576", 7), ("0.004194304", 9), ("+Inf", 10))
+        )
+        self.assertEqual(scrapes.forwarded(f"{text}{name}_sum 1\n{name}_count 10\n"), (10, 3))
+        with self.assertRaises(processes.Failed):
+            scrapes.forwarded("")
 
     def test_only_calls_within_the_time_count(self) -> None:
         trace = "7 9.9 brk(NULL) = 0\n7 10.0 read(3) = 0\n8 14.9 <... futex resumed>) = 0\n7 15.0 exit(0)\n\n"
@@ -144,6 +155,7 @@ class Page(unittest.TestCase):
     def results(self, contestants: list[str]) -> dict[str, object]:
         sample = {"delivered_per_second": 2e6, "cpu_ns_per_copy": 80.0, "lost_share": 0.0}
         sample |= {"p50_us": 50.0, "p99_us": 90.0, "p99_9_us": 400.0}
+        sample |= {"late_share": 0.01, "scrape_ms": 20.0, "scrape_bytes": 9e6}
 
         def case(*names: str) -> dict[str, object]:
             return {name: [sample] for name in names}
@@ -162,6 +174,7 @@ class Page(unittest.TestCase):
                 "latency": {"paced": case("bus", "relay")},
                 "topics": {"full speed": case("1", "1000")},
                 "workers": {"full speed": case("1", "2")},
+                "scrapes": {"10000/5": case("no scrapes", "scrapes")},
             },
             "instructions_per_event": {},
             "resident_kib": {"idle": 4096, "1000000": 6144},
@@ -179,6 +192,12 @@ class Page(unittest.TestCase):
             for upper, lower in zip(lines, lines[1:]):
                 if upper.startswith("|") and lower.startswith("|"):
                     self.assertEqual(upper.count("|"), lower.count("|"), lower)
+
+    def test_a_record_without_scrapes_is_drawn_as_before(self) -> None:
+        results = self.results(["bus"])
+        self.assertIn("10,000 static ones", "\n".join(page.page(results)))
+        del results["sections"]["scrapes"]  # type: ignore[attr-defined]
+        self.assertNotIn("Scrapes", "\n".join(page.page(results)))
 
     def test_page_and_charts_are_written(self) -> None:
         with tempfile.TemporaryDirectory() as directory:

@@ -1,11 +1,11 @@
 //! What the data threads show of themselves to the admin thread.
 //!
 //! All hold it by `Arc`. A data thread stores a number a turn and takes a lock only where a
-//! lease begins or ends; it never waits for a reader that is slow.
+//! lease begins or ends; readers hold that lock for as long as it takes to exchange a pointer.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::bus::address::Address;
@@ -91,8 +91,27 @@ pub struct State {
     /// For each data thread, when the turn began that is under way, in ms since `started`, plus
     /// 1; 0 while it sleeps.
     turning_since_ms: Vec<AtomicU64>,
-    subscribers: Mutex<BTreeMap<SubscriberId, Arc<SubscriberInfo>>>,
-    series: Mutex<Vec<Arc<str>>>,
+    changes: Mutex<Changes>,
+    /// Readers' own: no data thread takes this lock.
+    shown: Mutex<Shown>,
+}
+
+/// What has changed since a reader last looked: one entry for each subscriber's place at most,
+/// and for each series.
+#[derive(Debug, Default)]
+struct Changes {
+    /// None where it went.
+    subscribers: BTreeMap<SubscriberId, Option<Arc<SubscriberInfo>>>,
+    series: Vec<Arc<str>>,
+    /// Series that readers have been told of, or will be by these changes.
+    series_known: usize,
+}
+
+/// What readers know, as of the last look.
+#[derive(Debug, Default)]
+struct Shown {
+    subscribers: BTreeMap<SubscriberId, Arc<SubscriberInfo>>,
+    series: Vec<Arc<str>>,
 }
 
 impl State {
@@ -113,8 +132,8 @@ impl State {
             canary: None,
             phase: AtomicU8::new(Phase::Starting as u8),
             turning_since_ms: (0..workers).map(|_| AtomicU64::new(0)).collect(),
-            subscribers: Mutex::default(),
-            series: Mutex::default(),
+            changes: Mutex::default(),
+            shown: Mutex::default(),
         }
     }
 
@@ -171,44 +190,128 @@ impl State {
 
     /// A subscriber came, or changed.
     pub fn put_subscriber(&self, id: SubscriberId, info: SubscriberInfo) {
-        let info = Arc::new(info);
-        self.subscribers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(id, info);
+        self.changes().subscribers.insert(id, Some(Arc::new(info)));
     }
 
     /// A subscriber went.
     pub fn remove_subscriber(&self, id: SubscriberId) {
-        self.subscribers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&id);
+        self.changes().subscribers.insert(id, None);
     }
 
-    /// All subscribers there are now. Copies pointers alone under the lock.
+    /// All subscribers there are now.
     #[must_use]
     pub fn subscribers(&self) -> Vec<Arc<SubscriberInfo>> {
-        let subscribers = self
-            .subscribers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        subscribers.values().cloned().collect()
+        self.shown().subscribers.values().cloned().collect()
     }
 
     /// Series have been added: these are all their names.
     pub fn put_series(&self, names: &[Arc<str>]) {
-        let mut series = self.series.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = series.len();
-        series.extend(names.iter().skip(known).cloned());
+        let mut changes = self.changes();
+        let new = names.iter().skip(changes.series_known).cloned();
+        changes.series.extend(new);
+        changes.series_known = names.len();
     }
 
     /// The names of the series, in the order of the counts' series. It only grows.
     #[must_use]
     pub fn series(&self) -> Vec<Arc<str>> {
-        self.series
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.shown().series.clone()
+    }
+
+    fn changes(&self) -> MutexGuard<'_, Changes> {
+        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What there is now, for readers.
+    fn shown(&self) -> MutexGuard<'_, Shown> {
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut changes = self.changes();
+        let subscribers = std::mem::take(&mut changes.subscribers);
+        let series = std::mem::take(&mut changes.series);
+        drop(changes);
+        for (id, info) in subscribers {
+            match info {
+                Some(info) => shown.subscribers.insert(id, info),
+                None => shown.subscribers.remove(&id),
+            };
+        }
+        shown.series.extend(series);
+        shown
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::thread;
+
+    use super::*;
+
+    fn state() -> State {
+        State::new(1, Vec::new(), Vec::new(), 1)
+    }
+
+    fn info(name: &str) -> SubscriberInfo {
+        SubscriberInfo {
+            name: name.into(),
+            address: Address::Unix(Box::default()),
+            topics: Vec::new(),
+            kind: Kind::Lease,
+            frame_bytes: 508,
+        }
+    }
+
+    fn names(state: &State) -> Vec<String> {
+        let all = state.subscribers();
+        all.iter().map(|info| info.name.to_string()).collect()
+    }
+
+    #[test]
+    fn readers_see_the_last_of_all_changes() {
+        let state = state();
+        let [a, b] = [0, 1].map(SubscriberId::new);
+        state.put_subscriber(a, info("a"));
+        state.put_subscriber(b, info("b"));
+        state.remove_subscriber(b);
+        assert_eq!(names(&state), ["a"]);
+        state.remove_subscriber(a);
+        state.put_subscriber(a, info("a again"));
+        state.put_subscriber(b, info("b"));
+        assert_eq!(names(&state), ["a again", "b"]);
+        state.remove_subscriber(a);
+        assert_eq!(names(&state), ["b"]);
+        assert_eq!(names(&state), ["b"], "nothing changed");
+    }
+
+    #[test]
+    fn each_series_is_told_of_once() {
+        let state = state();
+        let names: Vec<Arc<str>> = ["other", "x", "y"].map(Into::into).into();
+        state.put_series(&names[..1]);
+        state.put_series(&names[..2]);
+        assert_eq!(state.series(), names[..2]);
+        state.put_series(&names[..2]);
+        state.put_series(&names);
+        assert_eq!(state.series(), names);
+    }
+
+    #[test]
+    fn a_reader_in_the_middle_of_its_reading_holds_up_no_change() {
+        let state = state();
+        let reading = state.shown();
+        let (done, is_done) = mpsc::channel();
+        thread::scope(|scope| {
+            let data_thread = || {
+                state.put_series(&["other".into()]);
+                state.put_subscriber(SubscriberId::new(0), info("a"));
+                state.remove_subscriber(SubscriberId::new(0));
+                done.send(()).unwrap();
+            };
+            scope.spawn(data_thread);
+            // Far more than it takes.
+            let result = is_done.recv_timeout(Duration::from_secs(60));
+            drop(reading);
+            result.unwrap();
+        });
     }
 }

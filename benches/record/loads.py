@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import processes
+import scrapes
 from processes import Failed
 
 # As `[loop]` has it.
@@ -115,6 +116,31 @@ def bench_flags(load: Load) -> list[object]:
     flags += ["--publishers", load.publishers, "--events-per-datagram", load.events_per_datagram]
     flags += ["--duration", load.seconds]
     return flags + (["--rate", load.events_per_second] if load.events_per_second else [])
+
+
+def crowd(programs: Programs, load: Load, subscribers: int, scrapes_per_second: float) -> Sample:
+    """A bus with so many static subscribers, none of which wants what `hailmary bench` publishes
+    to its own, while the series of all are scraped."""
+    config = load.config() + "".join(
+        f'[[subscriber]]\nname = "idle-{number}"\naddress = "127.1.{number >> 8}.{number & 255}:9"\n'
+        f'topics = ["elsewhere.{number}"]\n'
+        for number in range(subscribers)
+    )
+    with processes.bus(programs.hailmary, config) as bus:
+        against = ["--against", f"127.0.0.1:{bus.port}", "--admin", bus.admin]
+        command = [programs.hailmary, "bench", "--json", *against, *bench_flags(load)]
+        frames_before, late_before = scrapes.forwarded(processes.page(bus))
+        cpu_before = processes.cpu_ns(bus.pid)
+        with scrapes.scraped(bus, scrapes_per_second) as scraper:
+            report = processes.printed(command, load.seconds + 3 * processes.PATIENCE_SECONDS)
+        cpu = processes.cpu_ns(bus.pid) - cpu_before
+        frames, late = scrapes.forwarded(processes.page(bus))
+    return {
+        **sample_of_bench(report, load),
+        "cpu_ns_per_copy": cpu / max(1, report["received"]["events"]),
+        "late_share": (late - late_before) / max(1, frames - frames_before),
+        **(scraper.sample() if scraper else {}),
+    }
 
 
 def sample_of_bench(report: dict[str, dict[str, float]], load: Load) -> Sample:

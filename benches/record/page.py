@@ -8,7 +8,7 @@ from typing import Any
 
 from figures import Spread, ratios, short, spread, told
 from svg import Panel, Series, chart
-from workloads import BUS, INSTRUCTIONS, RELAY, YARDSTICK, Samples
+from workloads import BUS, INSTRUCTIONS, RELAY, SCRAPED, UNSCRAPED, YARDSTICK, Samples
 
 Results = dict[str, Any]
 DASH = "–"
@@ -47,7 +47,7 @@ def page(results: Results) -> Iterator[str]:
     yield INTRO.format(command=results["command"], rounds_told="1 round" if rounds == 1 else f"{rounds} rounds")
     if results["has_yardstick"]:
         yield YARDSTICK_WORDS
-    sections = (where, throughput, cost, lingering, latency, topics, workers, memory, instructions)
+    sections = (where, throughput, cost, lingering, latency, topics, workers, scrapes, memory, instructions)
     for section in sections:
         yield from section(results)
         yield ""
@@ -214,6 +214,29 @@ def against_one(samples: Samples, what: str, aim: str) -> Iterator[str]:
             for name in samples
         ),
     )
+
+
+def scrapes(results: Results) -> Iterator[str]:
+    # A record made before this was measured has none.
+    for case, samples in results["sections"].get("scrapes", {}).items():
+        crowd, per_second = case.split("/")
+        size, took = column(samples, SCRAPED, "scrape_bytes"), column(samples, SCRAPED, "scrape_ms")
+        yield "## Scrapes\n"
+        yield f"20,000 events/s on a topic that one subscriber wants, beside {int(crowd):,} static ones with series"
+        yield f"of their own: without scrapes, and with {per_second} a second. A scrape has"
+        yield f"{told([size / 2**20 for size in size])} MiB and takes {told(took)} ms. The admin thread, the scraper and all"
+        yield "clients share the cores with the data thread.\n"
+        yield from table(
+            ("", *(f"{words}, µs" for words in QUANTILES.values()), "frames forwarded later than 1 ms", "lost"),
+            *(scrapes_row(name, samples) for name in (UNSCRAPED, SCRAPED)),
+            ("ratio", *(pairs(samples, SCRAPED, UNSCRAPED, key) for key in QUANTILES), "", ""),
+        )
+
+
+def scrapes_row(name: str, samples: Samples) -> tuple[str, ...]:
+    late = [100 * share for share in column(samples, name, "late_share")]
+    times = (told(column(samples, name, key)) for key in QUANTILES)
+    return (name, *times, f"{told(late)} %", percent(column(samples, name, "lost_share")))
 
 
 def memory(results: Results) -> Iterator[str]:

@@ -121,10 +121,15 @@ def places(process: subprocess.Popen[str], log: str) -> tuple[int, str] | None:
     return (int(udp.group(1)), admin.group(1)) if udp and admin else None
 
 
+def page(bus: Bus) -> str:
+    """All its metrics."""
+    with urllib.request.urlopen(f"http://{bus.admin}/metrics", timeout=PATIENCE_SECONDS) as answer:
+        return str(answer.read().decode())
+
+
 def metric(bus: Bus, name: str) -> int:
     """A counter without labels."""
-    with urllib.request.urlopen(f"http://{bus.admin}/metrics", timeout=PATIENCE_SECONDS) as page:
-        match = re.search(rf"^hailmary_{name} (\d+)", page.read().decode(), re.MULTILINE)
+    match = re.search(rf"^hailmary_{name} (\d+)", page(bus), re.MULTILINE)
     return int(match.group(1)) if match else 0
 
 

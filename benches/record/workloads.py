@@ -26,6 +26,7 @@ Section = dict[str, Samples]
 Contestants = Mapping[str, Callable[[], Sample]]
 
 BUS, YARDSTICK, RELAY = "bus", "yardstick", "relay"
+UNSCRAPED, SCRAPED = "no scrapes", "scrapes"
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,10 @@ class Plan:
     fan_outs: tuple[int, ...] = (1, 4, 16)
     batches: tuple[int, ...] = (1, 9, 100)
     lingers_us: tuple[int, ...] = (0, 100, 200, 500, 1_000, 2_000)
+    crowd: int = 10_000
+    """Static subscribers whose series are scraped."""
+    scrapes_per_second: float = 5.0
+    scrape_seconds: float = 5.0
     memory_events: tuple[int, ...] = (1_000_000, 5_000_000, 10_000_000)
     memory_seconds_max: float = 60.0
     idle_seconds: float = 5.0
@@ -53,6 +58,9 @@ def quick() -> Plan:
         fan_outs=(1, 4),
         batches=(1, 100),
         lingers_us=(0, loads.LINGER_US),
+        crowd=100,
+        scrapes_per_second=20.0,
+        scrape_seconds=0.5,
         memory_events=(1_000, 10_000),
         memory_seconds_max=10.0,
         idle_seconds=0.5,
@@ -144,6 +152,16 @@ def workers(programs: Programs, plan: Plan) -> Section:
     return {"full speed": in_turns(plan.rounds, "workers", contestants)}
 
 
+def scrapes(programs: Programs, plan: Plan) -> Section:
+    """20,000 events/s that one of very many subscribers wants, without and with scrapes."""
+    load = Load(plan.scrape_seconds, fan_out=1, events_per_second=20_000)
+    contestants = {
+        name: partial(loads.crowd, programs, load, plan.crowd, per_second)
+        for name, per_second in ((UNSCRAPED, 0.0), (SCRAPED, plan.scrapes_per_second))
+    }
+    return {f"{plan.crowd}/{plan.scrapes_per_second:g}": in_turns(plan.rounds, "scrapes", contestants)}
+
+
 SECTIONS: dict[str, Callable[[Programs, Plan], Section]] = {
     "throughput": throughput,
     "cost": cost,
@@ -151,6 +169,7 @@ SECTIONS: dict[str, Callable[[Programs, Plan], Section]] = {
     "latency": latency,
     "topics": topics,
     "workers": workers,
+    "scrapes": scrapes,
 }
 
 

@@ -27,6 +27,7 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{sleep, timeout};
 
 use crate::ledger::Totals;
+use crate::net::sys;
 use crate::state::{Phase, State};
 
 /// Connections at once: a few scrapers and people. Further ones are closed at once.
@@ -81,6 +82,8 @@ impl Admin {
         let thread = std::thread::Builder::new()
             .name("admin".to_owned())
             .spawn(move || {
+                // Events go before pages: of ten thousand subscribers one takes a while.
+                sys::give_way();
                 runtime.block_on(async {
                     tokio::select! {
                         _ = stopped => {}
@@ -151,16 +154,9 @@ fn router(desk: Arc<Desk>) -> Router {
 }
 
 async fn metrics(Shared(desk): Shared<Arc<Desk>>) -> impl IntoResponse {
-    match metrics::render(&desk.totals().counts, &desk.state) {
-        Ok(text) => {
-            let content_type = [(
-                header::CONTENT_TYPE,
-                "text/plain; version=0.0.4; charset=utf-8",
-            )];
-            (content_type, text).into_response()
-        }
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
-    }
+    let text = metrics::render(&desk.totals().counts, &desk.state);
+    let content_type = "text/plain; version=0.0.4; charset=utf-8";
+    ([(header::CONTENT_TYPE, content_type)], text)
 }
 
 async fn healthy(Shared(desk): Shared<Arc<Desk>>) -> impl IntoResponse {

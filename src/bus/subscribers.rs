@@ -22,7 +22,7 @@ pub struct SubscriberId(u32);
 
 impl SubscriberId {
     #[cfg(test)]
-    pub(super) fn new(index: u32) -> Self {
+    pub(crate) fn new(index: u32) -> Self {
         Self(index)
     }
 

@@ -240,6 +240,16 @@ impl Egress {
         })
     }
 
+    /// Has all copies over UDP leave as those to other hosts do, for tests on one host.
+    #[cfg(test)]
+    pub fn gather(&mut self) {
+        let peers = self.ways.peers.iter_mut().flatten();
+        for peer in peers.filter(|peer| !matches!(peer.way, Way::Unix(_))) {
+            peer.departure = Departure::Together;
+            self.ways.is_any_together = true;
+        }
+    }
+
     /// Sends all of the forwarder's copies and counts what became of each.
     pub fn flush(&mut self, forwarder: &mut Forwarder, directory: &Directory, ledger: &mut Ledger) {
         let mut copies = std::mem::take(&mut self.copies);

@@ -569,3 +569,7 @@ pub(crate) fn unix_nano() -> u64 {
         .unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+#[cfg(target_os = "linux")]
+mod tests;

@@ -13,6 +13,11 @@ use socket2::SockAddr;
 
 use crate::bus::address::Source;
 
+#[cfg_attr(all(test, target_os = "linux"), path = "sys/faulty.rs")]
+mod calls;
+#[cfg(all(test, target_os = "linux"))]
+pub use calls::{Answer, begin, bytes_taken, script, unused};
+
 #[cfg(all(target_os = "linux", not(feature = "portable")))]
 mod batch;
 #[cfg(all(target_os = "linux", not(feature = "portable")))]
@@ -224,6 +229,21 @@ pub fn raise_descriptor_limit() -> io::Result<()> {
     }
     Ok(())
 }
+
+/// Has the calling thread, and no other, give way where processors are scarce (nice(2), which on
+/// Linux is the thread's own).
+#[cfg(target_os = "linux")]
+pub fn give_way() {
+    /// A tenth of the weight of a thread that has not given way: enough to go on by, however
+    /// busy the others are.
+    const BY: libc::c_int = 10;
+    // SAFETY: it takes a number. That it may fail costs no more than the precedence of others.
+    unsafe { libc::nice(BY) };
+}
+
+/// Elsewhere it would be all threads of the program that give way.
+#[cfg(not(target_os = "linux"))]
+pub fn give_way() {}
 
 /// Sleeps for `wait`, more finely than a poll's milliseconds, or till `socket` is readable.
 pub fn wait_readable(socket: BorrowedFd<'_>, wait: Duration) {

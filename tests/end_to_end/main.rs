@@ -25,6 +25,7 @@ mod order;
 #[cfg(target_os = "linux")]
 mod prometheus;
 mod restart;
+mod scrapes;
 #[cfg(target_os = "linux")]
 mod segments;
 #[path = "../support/mod.rs"]

@@ -13,7 +13,7 @@ use std::ptr;
 use crate::bus::address::Source;
 use crate::net::address::canonical;
 
-use super::{DATAGRAM_BUFFER_BYTES, Outgoing, RECEIVE_BATCH_MAX, Received, SEND_BATCH_MAX};
+use super::{DATAGRAM_BUFFER_BYTES, Outgoing, RECEIVE_BATCH_MAX, Received, SEND_BATCH_MAX, calls};
 
 #[expect(clippy::cast_possible_truncation, reason = "128 bytes")]
 const SOURCE_BYTES: libc::socklen_t = mem::size_of::<libc::sockaddr_storage>() as libc::socklen_t;
@@ -84,7 +84,8 @@ impl ReceiveRing {
     ///
     /// # Errors
     ///
-    /// What the kernel says, but for "none there" (0) and "interrupted" (tried again).
+    /// What the kernel says, but for "none there" (0) and "interrupted" (tried again). What it
+    /// says once is gone, and what waits behind it is taken: two errors in a row are one here.
     pub fn receive(&mut self, socket: BorrowedFd<'_>, count_max: usize) -> io::Result<usize> {
         debug_assert_eq!(self.slices.len(), self.headers.len());
         let asked = count_max.min(self.headers.len());
@@ -93,11 +94,12 @@ impl ReceiveRing {
             header.msg_hdr.msg_namelen = SOURCE_BYTES;
         }
         self.taken = 0;
+        let mut has_failed = false;
         loop {
             // SAFETY: at least `asked` headers, each with one slice of DATAGRAM_BUFFER_BYTES and room for
             // any source, all owned by `self`, which is borrowed mutably.
             let taken = unsafe {
-                libc::recvmmsg(
+                calls::recvmmsg(
                     socket.as_raw_fd(),
                     self.headers.as_mut_ptr(),
                     libc::c_uint::try_from(asked).unwrap_or_default(),
@@ -113,6 +115,7 @@ impl ReceiveRing {
             match error.kind() {
                 io::ErrorKind::Interrupted => {}
                 io::ErrorKind::WouldBlock => return Ok(0),
+                _ if !has_failed => has_failed = true,
                 _ => return Err(error),
             }
         }
@@ -279,7 +282,7 @@ fn send_some(socket: BorrowedFd<'_>, headers: &mut [libc::mmsghdr]) -> io::Resul
         // headers with pointers to what their caller lends them for the whole call, or to what is
         // theirs. The kernel only reads through them.
         let sent = unsafe {
-            libc::sendmmsg(
+            calls::sendmmsg(
                 socket.as_raw_fd(),
                 headers.as_mut_ptr(),
                 count,
@@ -307,7 +310,7 @@ fn empty_error_queue(socket: BorrowedFd<'_>) -> bool {
     let errors = (0..ERRORS_MAX).take_while(|_| {
         // SAFETY: the header has room for nothing, so the kernel writes its own fields alone.
         let result = unsafe {
-            libc::recvmsg(
+            calls::recvmsg(
                 socket.as_raw_fd(),
                 &raw mut header,
                 libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT,

@@ -12,7 +12,7 @@ use crate::bus::address::{Address, Source};
 use crate::net::address::canonical;
 
 use super::{
-    DATAGRAM_BUFFER_BYTES, Outgoing, RECEIVE_BATCH_MAX, Received, Refused, SEND_BATCH_MAX,
+    DATAGRAM_BUFFER_BYTES, Outgoing, RECEIVE_BATCH_MAX, Received, Refused, SEND_BATCH_MAX, calls,
 };
 
 /// What is known of a received datagram, but for its bytes.
@@ -62,17 +62,33 @@ impl ReceiveRing {
     ///
     /// # Errors
     ///
-    /// What the kernel says, but for "none there" (0) and "interrupted" (tried again). An error
-    /// behind the first datagram shows at the next call.
+    /// What the kernel says, but for "none there" (0) and "interrupted" (tried again). What it
+    /// says once is gone, and what waits behind it is taken: two errors in a row are one here,
+    /// where nothing was taken before them.
     pub fn receive(&mut self, socket: BorrowedFd<'_>, count_max: usize) -> io::Result<usize> {
         self.taken = 0;
-        let buffers = self.buffers.chunks_exact_mut(DATAGRAM_BUFFER_BYTES);
-        for (slot, buffer) in self.slots.iter_mut().zip(buffers).take(count_max) {
+        let count_max = count_max.min(self.slots.len());
+        let mut has_failed = false;
+        let mut places = self
+            .slots
+            .iter_mut()
+            .zip(self.buffers.chunks_exact_mut(DATAGRAM_BUFFER_BYTES))
+            .take(count_max);
+        let mut place = places.next();
+        while let Some((slot, buffer)) = &mut place {
             match receive_one(socket, slot, buffer) {
-                Ok(()) => self.taken += 1,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(_) if self.taken > 0 => break,
-                Err(error) => return Err(error),
+                Ok(()) => {
+                    self.taken += 1;
+                    has_failed = false;
+                    place = places.next();
+                }
+                Err(error) => match error.kind() {
+                    io::ErrorKind::Interrupted => {}
+                    io::ErrorKind::WouldBlock => break,
+                    _ if !has_failed => has_failed = true,
+                    _ if self.taken > 0 => break,
+                    _ => return Err(error),
+                },
             }
         }
         Ok(self.taken)
@@ -99,12 +115,8 @@ fn receive_one(socket: BorrowedFd<'_>, slot: &mut Slot, buffer: &mut [u8]) -> io
     // it: socket2 promises to hand it to the kernel, which writes bytes, and to nobody else.
     let buffer = unsafe { &mut *(ptr::from_mut(buffer) as *mut [MaybeUninit<u8>]) };
     let mut slices = [socket2::MaybeUninitSlice::new(buffer)];
-    let (length, flags, source) = loop {
-        match socket.recv_from_vectored_with_flags(&mut slices, libc::MSG_DONTWAIT) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            result => break result?,
-        }
-    };
+    let (length, flags, source) =
+        calls::receive(|| socket.recv_from_vectored_with_flags(&mut slices, libc::MSG_DONTWAIT))?;
     slot.length = length;
     slot.is_truncated = flags.is_truncated();
     slot.source = match source.as_socket() {
@@ -198,7 +210,9 @@ pub fn takes_segments(_socket: BorrowedFd<'_>) -> bool {
 fn send_one(socket: &SockRef<'_>, datagram: &Outgoing<'_>) -> io::Result<usize> {
     let parts = [datagram.head, datagram.body].map(io::IoSlice::new);
     loop {
-        match socket.send_to_vectored_with_flags(&parts, datagram.to, libc::MSG_DONTWAIT) {
+        let to = datagram.to;
+        let send = || socket.send_to_vectored_with_flags(&parts, to, libc::MSG_DONTWAIT);
+        match calls::send(to, send) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             result => return result,
         }

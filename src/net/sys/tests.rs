@@ -525,3 +525,83 @@ fn a_dead_port_fails_no_segments_to_a_live_one() {
         }
     }
 }
+
+/// What lets so many datagrams of a batch through, and no more.
+#[cfg(target_os = "linux")]
+fn through(count: usize) -> Vec<Answer> {
+    match count {
+        0 => Vec::new(),
+        _ if cfg!(feature = "portable") => vec![Answer::Through; count],
+        _ => vec![Answer::Most(count)],
+    }
+}
+
+/// Sends seven datagrams while calls fail as told: what was said of them, and what came of it.
+#[cfg(target_os = "linux")]
+fn send_seven(answers: Vec<Answer>) -> (Vec<Told>, Vec<Vec<u8>>) {
+    let (receiver, to) = udp(IPV4);
+    let to = SockAddr::from(to);
+    let socket = egress(to.as_socket().unwrap());
+    let frames = lettered(&[1, 2, 3, 4, 5, 6, 7]);
+    let datagrams: Vec<_> = frames.iter().map(|frame| (&to, &frame[..])).collect();
+    script([], answers);
+    let outcomes = told(&send(&mut SendRing::new(), socket.as_fd(), &datagrams));
+    assert_eq!(unused(), (0, 0));
+    let sent = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
+    let came = received(&receiver, sent);
+    receiver.set_nonblocking(true).unwrap();
+    let more = receiver.recv(&mut [0]).map_err(|error| error.kind());
+    assert_eq!(more, Err(ErrorKind::WouldBlock), "none twice");
+    (outcomes, came)
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn an_error_is_that_of_one_datagram_wherever_it_stands() {
+    let (refused, unreachable) = (libc::ECONNREFUSED, libc::EHOSTUNREACH);
+    for number in [
+        libc::EAGAIN,
+        libc::ENOBUFS,
+        libc::ENOMEM,
+        libc::EPERM,
+        libc::EMSGSIZE,
+        libc::ENETDOWN,
+        libc::EIO,
+        refused,
+        unreachable,
+    ] {
+        for place in 0..7 {
+            let mut answers = through(place);
+            answers.push(Answer::Fail(number));
+            if cfg!(feature = "portable") && [refused, unreachable].contains(&number) {
+                // It cannot tell whose it is but by trying again.
+                answers.push(Answer::Fail(number));
+            }
+            let (outcomes, came) = send_seven(answers);
+            let mut expected: Vec<Told> = (1..=7).map(Ok).collect();
+            expected[place] = Err(Some(number));
+            assert_eq!(outcomes, expected, "{number} of {place}");
+            let mut frames = lettered(&[1, 2, 3, 4, 5, 6, 7]);
+            frames.remove(place);
+            assert_eq!(came, frames);
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn what_is_no_error_of_a_datagram_costs_none() {
+    for place in 0..7 {
+        for answer in [
+            Answer::Fail(libc::EINTR),
+            Answer::Late(libc::ECONNREFUSED),
+            Answer::Late(libc::EHOSTUNREACH),
+        ] {
+            let mut answers = through(place);
+            answers.push(answer);
+            let (outcomes, came) = send_seven(answers);
+            assert_eq!(outcomes, (1..=7).map(Ok).collect::<Vec<_>>());
+            assert_eq!(came, lettered(&[1, 2, 3, 4, 5, 6, 7]));
+        }
+    }
+}
