@@ -90,7 +90,7 @@ def test_the_handshake() -> None:
 
 
 @pytest.mark.parametrize("cookie", [b"", b"x" * 7, b"x" * 60])
-def test_every_request_is_padded(cookie: bytes) -> None:
+def test_every_request_ispadded(cookie: bytes) -> None:
     subscriber = Subscriber()
     if cookie:
         subscriber.request()
@@ -101,10 +101,10 @@ def test_every_request_is_padded(cookie: bytes) -> None:
 
 @pytest.mark.parametrize("length", range(66))
 def test_padding_adds_nothing_that_is_read(length: int) -> None:
-    from hailmary._lease import _padded
+    from hailmary._lease import padded
 
     frame = bus_pb2.Frame(subscribe=bus_pb2.Subscribe(name="x" * length))
-    padded = _padded(frame)
+    padded = padded(frame)
     assert max(64, frame.ByteSize()) <= len(padded) <= max(66, frame.ByteSize())
     assert bus_pb2.Frame.FromString(padded).subscribe == frame.subscribe
 
