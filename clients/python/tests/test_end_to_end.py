@@ -4,13 +4,14 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
 import pytest
 from fake_bus import PATIENCE_SECONDS
+from lossy_way import lossy_way
 from real_bus import RealBus, needs_program, real_bus
 
-from hailmary import Event, Publisher, Reason, Refused, Subscription, subscribe
+from hailmary import Event, Loss, Publisher, Reason, Refused, Subscription, subscribe
 
 pytestmark = needs_program
 
@@ -185,6 +186,85 @@ def test_losses_are_reported_to_the_bus(tmp_path: Path) -> None:
                 return told == lost
 
             wait_until(is_told)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_the_books_balance_over_a_way_that_loses_reorders_and_doubles(
+    bus: RealBus, seed: int
+) -> None:
+    with lossy_way(bus.udp, seed) as way, Publisher(bus.udp) as publisher:
+        subscription = subscribe(
+            *(">",),
+            address=way.address,
+            name="far",
+            events_per_second=1000,
+            max_frame_bytes=600,
+            timeout=PATIENCE_SECONDS,
+            notices=True,
+        )
+        with subscription:
+            items: list[Union[Event, Loss]] = []
+
+            def take(seconds: float) -> None:
+                item = subscription.recv(seconds)
+                while item is not None:
+                    items.append(item)
+                    item = subscription.recv(timeout=0)
+
+            for _ in range(150):
+                for _ in range(20):
+                    publisher.publish("a.b", bytes(50))
+                take(0.005)
+            way.calm()
+
+            def is_all_told() -> bool:
+                publisher.publish("a.b", b"tells of all before it")
+                take(0.2)
+                stats, scrape = subscription.stats(), bus.scrape()
+                sent = scrape.total("egress_events_total", subscriber="far")
+                dropped = scrape.total("egress_dropped_events_total", subscriber="far")
+                reported = scrape.total("subscriber_lost_events_total", subscriber="far")
+                return (
+                    sent == stats.received + stats.lost
+                    and dropped == stats.dropped_by_bus
+                    and reported == stats.lost
+                    and stats.awaited == 0
+                )
+
+            wait_until(is_all_told)
+            stats = subscription.stats()
+        assert min(stats.received, stats.lost, stats.dropped_by_bus, stats.duplicates) > 0
+        assert (stats.lapses, stats.bus_restarts) == (0, 0)
+        losses = [item for item in items if isinstance(item, Loss)]
+        assert sum(loss.lost for loss in losses) == stats.lost + stats.dropped_by_bus
+        assert sum(loss.dropped_by_bus for loss in losses) == stats.dropped_by_bus
+        assert len(items) - len(losses) == stats.received + stats.duplicates
+
+
+def test_a_publisher_learns_what_the_bus_received_and_lost(bus: RealBus) -> None:
+    with lossy_way(bus.udp, 3, doubled_percent=0) as way, Publisher(way.address) as publisher:
+        way.calm()
+        publisher.publish("a.b", b"the first that the bus hears of")
+        pong = publisher.ping(PATIENCE_SECONDS)
+        assert pong is not None and (pong.sent, pong.lost) == (1, 0)
+        way.storm()
+        for _ in range(500):
+            publisher.publish("a.b", b"")
+            time.sleep(0.0005)
+        way.calm()
+        publisher.publish("a.b", b"tells of all before it")
+
+        def is_all_told() -> bool:
+            pong = publisher.ping(PATIENCE_SECONDS)
+            return pong is not None and pong.in_flight == 0
+
+        wait_until(is_all_told)
+        pong = publisher.stats().pong
+        assert pong is not None
+        assert pong.sent == publisher.stats().sent == 502
+        assert 0 < pong.lost < 500
+        assert pong.received == bus.scrape().total("ingress_events_total")
+        assert pong.lost == bus.scrape().total("ingress_lost_events_total")
 
 
 def test_a_subscription_that_is_not_allowed_is_refused(tmp_path: Path) -> None:
