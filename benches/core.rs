@@ -19,10 +19,8 @@ fn main() {
 #[divan::bench(args = [1, 9, 100])]
 fn decode(bencher: Bencher<'_, '_>, events_per_datagram: usize) {
     let shape = Shape {
-        subscribers: 0,
-        interest: Interest::All,
-        topics: 1,
         events_per_datagram,
+        ..Shape::default()
     };
     let datagram = datagrams(1, shape).remove(0);
     let mut decoder = Decoder::new();
@@ -45,12 +43,10 @@ fn turn(bencher: Bencher<'_, '_>, shape: Shape) {
 
 #[divan::bench(args = [1, 1_000, 10_000])]
 fn route(bencher: Bencher<'_, '_>, topics: usize) {
-    let events_per_datagram = 100;
     let shape = Shape {
-        subscribers: 0,
-        interest: Interest::All,
         topics,
-        events_per_datagram,
+        events_per_datagram: 100,
+        ..Shape::default()
     };
     turn(bencher, shape);
 }
@@ -68,9 +64,8 @@ fn route_of_10_000_topics(bencher: Bencher<'_, '_>, (subscribers, interest): (us
 fn fan_out<const EVENTS_PER_DATAGRAM: usize>(bencher: Bencher<'_, '_>, fan_out: usize) {
     let shape = Shape {
         subscribers: fan_out,
-        interest: Interest::All,
-        topics: 1,
         events_per_datagram: EVENTS_PER_DATAGRAM,
+        ..Shape::default()
     };
     turn(bencher, shape);
 }

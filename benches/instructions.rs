@@ -14,10 +14,8 @@ use load::{Interest, Load, Shape, datagrams, many_topics};
 
 fn one_datagram(events_per_datagram: usize) -> (Decoder, Vec<u8>) {
     let shape = Shape {
-        subscribers: 0,
-        interest: Interest::All,
-        topics: 1,
         events_per_datagram,
+        ..Shape::default()
     };
     let datagram = datagrams(1, shape).remove(0);
     let mut decoder = Decoder::new();
@@ -28,9 +26,9 @@ fn one_datagram(events_per_datagram: usize) -> (Decoder, Vec<u8>) {
 fn load(fan_out: usize, topics: usize, events_per_datagram: usize) -> Load {
     Load::new(Shape {
         subscribers: fan_out,
-        interest: Interest::All,
         topics,
         events_per_datagram,
+        ..Shape::default()
     })
 }
 

@@ -616,83 +616,86 @@ mod tests {
             .to_string()
     }
 
+    /// Files with a mistake, and what is told of it.
+    const WRONG: &[(&str, &str)] = &[
+        ("", "bus.toml: the file is empty"),
+        ("# only\n\n", "bus.toml: the file is empty"),
+        (
+            "[listen]\nupd = []\n",
+            "bus.toml:2: unknown field `upd`, expected one of `udp`",
+        ),
+        (
+            "[listen]\nudp = [\n \"localhost:1\"]\n",
+            "bus.toml:3: \"localhost:1\": an address is IP:PORT",
+        ),
+        ("[listen]\nudp = []\n", "both empty"),
+        (
+            "[listen]\nunix = [\"bus.sock\"]\n",
+            "bus.toml:2: \"bus.sock\": a Unix socket's path is absolute",
+        ),
+        (
+            "[listen]\nadmin = \"on\"\n",
+            "bus.toml:2: \"on\": admin is IP:PORT",
+        ),
+        (
+            "[loop]\nworkers = 65\n",
+            "bus.toml:2: 65: workers must be 1 to 64",
+        ),
+        (
+            "[loop]\nlinger_us = 10001\n",
+            "linger_us must be 0 to 10000",
+        ),
+        ("[loop]\nlinger_us = -1\n", "bus.toml:2: "),
+        (
+            "[loop]\nsend_buffer_bytes = 1\n",
+            "send_buffer_bytes must be 4096 to",
+        ),
+        (
+            "[limits]\nlease_ms = 300001\n",
+            "lease_ms must be 1000 to 300000",
+        ),
+        (
+            "[limits]\nlease_ms = 9000\nlease_ms_max = 8000\n",
+            "bus.toml:2: 9000: lease_ms must not be over",
+        ),
+        (
+            "[access]\npublish = [{ from = [\"10/8\"], topics = [\">\"] }]\n",
+            "bus.toml:2: \"10/8\": a source is",
+        ),
+        (
+            "[access]\npublish = [{ from = [], topics = [\"a.>.b\"] }]\n",
+            "bus.toml:2: \"a.>.b\": ",
+        ),
+        (
+            "[[subscriber]]\nname = \"a b\"\naddress = \"1.2.3.4:5\"\ntopics = [\"a\"]\n",
+            "bus.toml:2: \"a b\": a name",
+        ),
+        (
+            "[[subscriber]]\nname = \"a\"\naddress = \"1.2.3.4\"\ntopics = [\"a\"]\n",
+            "bus.toml:3: \"1.2.3.4\": a subscriber's address",
+        ),
+        (
+            "[[subscriber]]\nname = \"a\"\naddress = \"1.2.3.4:5\"\ntopics = []\n",
+            "at least one pattern",
+        ),
+        (
+            "[[subscriber]]\nname = \"a\"\naddress = \"1.2.3.4:5\"\ntopics = [\"a\"]\nmax_frame_bytes = 65508\n",
+            "bus.toml:5: 65508: max_frame_bytes must be 508 to 65507",
+        ),
+        (
+            "[[topic]]\nmatch = \"a\"\n[[topic]]\nmatch = \"a\"\n",
+            "bus.toml:4: \"a\": there is an entry",
+        ),
+        (
+            "[[topic]]\nmatch = \"a\"\nevents_per_second = 5\n",
+            "bus.toml:3: unknown field `events_per_second`",
+        ),
+        ("[listen\n", "bus.toml:1: "),
+    ];
+
     #[test]
     fn names_the_line_and_what_is_allowed() {
-        for (text, expected) in [
-            ("", "bus.toml: the file is empty"),
-            ("# only\n\n", "bus.toml: the file is empty"),
-            (
-                "[listen]\nupd = []\n",
-                "bus.toml:2: unknown field `upd`, expected one of `udp`",
-            ),
-            (
-                "[listen]\nudp = [\n \"localhost:1\"]\n",
-                "bus.toml:3: \"localhost:1\": an address is IP:PORT",
-            ),
-            ("[listen]\nudp = []\n", "both empty"),
-            (
-                "[listen]\nunix = [\"bus.sock\"]\n",
-                "bus.toml:2: \"bus.sock\": a Unix socket's path is absolute",
-            ),
-            (
-                "[listen]\nadmin = \"on\"\n",
-                "bus.toml:2: \"on\": admin is IP:PORT",
-            ),
-            (
-                "[loop]\nworkers = 65\n",
-                "bus.toml:2: 65: workers must be 1 to 64",
-            ),
-            (
-                "[loop]\nlinger_us = 10001\n",
-                "linger_us must be 0 to 10000",
-            ),
-            ("[loop]\nlinger_us = -1\n", "bus.toml:2: "),
-            (
-                "[loop]\nsend_buffer_bytes = 1\n",
-                "send_buffer_bytes must be 4096 to",
-            ),
-            (
-                "[limits]\nlease_ms = 300001\n",
-                "lease_ms must be 1000 to 300000",
-            ),
-            (
-                "[limits]\nlease_ms = 9000\nlease_ms_max = 8000\n",
-                "bus.toml:2: 9000: lease_ms must not be over",
-            ),
-            (
-                "[access]\npublish = [{ from = [\"10/8\"], topics = [\">\"] }]\n",
-                "bus.toml:2: \"10/8\": a source is",
-            ),
-            (
-                "[access]\npublish = [{ from = [], topics = [\"a.>.b\"] }]\n",
-                "bus.toml:2: \"a.>.b\": ",
-            ),
-            (
-                "[[subscriber]]\nname = \"a b\"\naddress = \"1.2.3.4:5\"\ntopics = [\"a\"]\n",
-                "bus.toml:2: \"a b\": a name",
-            ),
-            (
-                "[[subscriber]]\nname = \"a\"\naddress = \"1.2.3.4\"\ntopics = [\"a\"]\n",
-                "bus.toml:3: \"1.2.3.4\": a subscriber's address",
-            ),
-            (
-                "[[subscriber]]\nname = \"a\"\naddress = \"1.2.3.4:5\"\ntopics = []\n",
-                "at least one pattern",
-            ),
-            (
-                "[[subscriber]]\nname = \"a\"\naddress = \"1.2.3.4:5\"\ntopics = [\"a\"]\nmax_frame_bytes = 65508\n",
-                "bus.toml:5: 65508: max_frame_bytes must be 508 to 65507",
-            ),
-            (
-                "[[topic]]\nmatch = \"a\"\n[[topic]]\nmatch = \"a\"\n",
-                "bus.toml:4: \"a\": there is an entry",
-            ),
-            (
-                "[[topic]]\nmatch = \"a\"\nevents_per_second = 5\n",
-                "bus.toml:3: unknown field `events_per_second`",
-            ),
-            ("[listen\n", "bus.toml:1: "),
-        ] {
+        for (text, expected) in WRONG {
             let told = problems(text);
             assert!(
                 told.contains(expected),

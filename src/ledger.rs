@@ -6,6 +6,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use hailmary_proto::flow::FlowCounts;
 use hailmary_proto::v1::refusal::Reason;
 
 use crate::bus::leases::LeaseEvent;
@@ -174,6 +175,14 @@ impl Ledger {
     #[inline]
     pub fn events(&mut self) -> &mut EventTally {
         &mut self.counts.events
+    }
+
+    /// What is new of publishers' flows, though no frame came.
+    pub fn count_flow(&mut self, news: FlowCounts) {
+        if news != FlowCounts::default() {
+            self.is_empty = false;
+            self.counts.events.add_flow(news);
+        }
     }
 
     /// A whole frame was not used.

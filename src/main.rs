@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand};
 use hailmary::command::bench::Bench;
 use hailmary::command::bench::child::BenchChild;
 use hailmary::command::check::Check;
+use hailmary::command::doctor::Doctor;
 use hailmary::command::publish::Publish;
 use hailmary::command::serve::Serve;
 use hailmary::command::subscribe::Subscribe;
@@ -42,6 +43,7 @@ enum Command {
     #[command(hide = true)]
     BenchChild(BenchChild),
     Check(Check),
+    Doctor(Doctor),
 }
 
 fn main() -> ExitCode {
@@ -52,6 +54,7 @@ fn main() -> ExitCode {
         Command::Bench(bench) => bench.run(),
         Command::BenchChild(child) => child.run(),
         Command::Check(check) => check.run().map_err(anyhow::Error::from),
+        Command::Doctor(doctor) => doctor.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -4,7 +4,6 @@
 //! lease begins or ends; it never waits for a reader that is slow.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,7 +11,8 @@ use std::time::{Duration, Instant};
 use crate::bus::address::Address;
 use crate::bus::subscribers::SubscriberId;
 use crate::ledger::Mailbox;
-use crate::net::sys::{self, SocketMemory};
+use crate::net::account::{Account, Reading};
+use crate::net::listener::Buffer;
 
 /// What the bus is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,30 +54,10 @@ pub struct SubscriberInfo {
 pub struct ListenerInfo {
     /// Its address with scheme, as in the metrics' label.
     pub name: String,
-    /// Second handles of its sockets, one for each data thread that listens there, for the
-    /// kernel's account of them.
-    pub sockets: Vec<OwnedFd>,
-}
-
-impl ListenerInfo {
-    /// The kernel's account of each socket, where the system keeps one.
-    pub fn memory(&self) -> impl Iterator<Item = Option<SocketMemory>> {
-        let sockets = self.sockets.iter();
-        sockets.map(|socket| sys::socket_memory(socket.as_fd()))
-    }
-
-    /// What waits in its buffers and how far that may go, in bytes.
-    #[must_use]
-    pub fn buffer_bytes(&self) -> Option<(u32, u32)> {
-        self.memory()
-            .try_fold((0_u32, 0_u32), |(used, size), memory| {
-                let memory = memory?;
-                Some((
-                    used.saturating_add(memory.receive_used_bytes),
-                    size.saturating_add(memory.receive_buffer_bytes),
-                ))
-            })
-    }
+    /// The receive buffer of each of its sockets, the smallest of them.
+    pub buffer: Buffer,
+    /// The kernel's account of its sockets.
+    pub account: Account,
 }
 
 /// What the data threads show.
@@ -165,6 +145,13 @@ impl State {
             let elapsed = self.started.elapsed();
             elapsed.saturating_sub(Duration::from_millis(since - 1))
         })
+    }
+
+    /// The kernel's account of each listener, where the system keeps one.
+    pub fn accounts(&self) -> impl Iterator<Item = Option<Reading>> {
+        self.listeners
+            .iter()
+            .map(|listener| listener.account.read())
     }
 
     /// A subscriber came, or changed.

@@ -25,9 +25,9 @@ const TURNS: usize = 50;
 fn shape(subscribers: usize, topics: usize, events_per_datagram: usize) -> Shape {
     Shape {
         subscribers,
-        interest: Interest::All,
         topics,
         events_per_datagram,
+        ..Shape::default()
     }
 }
 
@@ -104,6 +104,7 @@ fn turns_with_sockets(shape: Shape) {
             let arrival = Arrival {
                 source: datagram.source,
                 listener: 0,
+                now: Duration::ZERO,
                 unix_nano: 1,
             };
             forwarder

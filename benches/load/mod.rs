@@ -38,6 +38,18 @@ pub struct Shape {
     pub events_per_datagram: usize,
 }
 
+/// The least: one event of one topic a datagram, and nobody who wants it.
+impl Default for Shape {
+    fn default() -> Self {
+        Self {
+            subscribers: 0,
+            interest: Interest::All,
+            topics: 1,
+            events_per_datagram: 1,
+        }
+    }
+}
+
 /// A core, and the batch that each of its turns takes in.
 pub struct Load {
     directory: Directory,
@@ -86,6 +98,7 @@ impl Load {
         let arrival = Arrival {
             source: Source::Ip(([127, 0, 0, 1], 9).into()),
             listener: 0,
+            now: Duration::ZERO,
             unix_nano: 0,
         };
         let mut sum = 0;

@@ -2,10 +2,14 @@
 //!
 //! [`Decoder::decode`] walks a datagram once, checks it wholly and notes where each event and its
 //! fields lie; nothing is copied, and nothing allocated once the decoder's table has grown to the
-//! size of the frames that come. Its verdict on every byte string is that of prost's
-//! `v1::Frame::decode`, and so is every value: fields in any order, unknown fields skipped, the
-//! last of a repeated scalar field, repeated stamps merged. Control messages and seals are rare;
-//! their fields are gathered and left to prost.
+//! size of the frames that come. Its values are those of prost's `v1::Frame::decode`: fields in
+//! any order, unknown fields skipped, the last of a repeated scalar field, repeated stamps merged.
+//! Control messages and seals are rare; their fields are gathered and left to prost.
+//!
+//! Its verdict is prost's, too, but for two things that it refuses and prost does not: 4 GiB or
+//! more, and keys and lengths padded past 5 bytes ([`Malformed::Padded`]), which other libraries,
+//! upb for one, do not read. Events are passed on as they came, so whoever gets them must be able
+//! to. Within control messages and seals, which are not passed on, such padding is let through.
 //!
 //! This module refuses to judge: an event with an illegal topic is shown as it is. It never
 //! recurses into what a datagram nests, and no datagram makes it panic.
@@ -94,8 +98,9 @@ impl Decoder {
     ///
     /// # Errors
     ///
-    /// Where prost would not decode it, or it has 4 GiB or more. The whole datagram is then to be
-    /// dropped: what had been read of it until then is not shown.
+    /// Where prost would not decode it, where a key or a length outside of control messages and
+    /// seals is padded to more than 5 bytes, and where it has 4 GiB or more. The whole datagram is
+    /// then to be dropped: what had been read of it until then is not shown.
     pub fn decode<'a>(&'a mut self, datagram: &'a [u8]) -> Result<FrameView<'a>, Malformed> {
         if u32::try_from(datagram.len()).is_err() {
             return Err(Malformed::TooLong);

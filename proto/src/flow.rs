@@ -3,7 +3,7 @@
 //! A stamp says how many events of its flow went before the frame (`sequence`), and how many of
 //! these the sender itself dropped (`dropped`). Whoever receives the flow keeps a [`Tracker`] of
 //! it: the bus for each publisher, a subscriber for the bus. Datagrams may be reordered and
-//! doubled, so what is missing is not lost at once: it stays awaited for [`WINDOW`]. At any time
+//! doubled, so what is missing is not lost at once: it stays awaited for a [`WINDOW`]. At any time
 //!
 //! ```text
 //! sequence after the newest frame - first sequence = received + lost + dropped + awaited
@@ -19,10 +19,14 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-/// How long a missing event is awaited before it is lost: far longer than any network holds a
-/// datagram back that it still delivers, and longer than a subscriber waits for the next stamp of
-/// a bus that has learnt meanwhile of what it dropped, since leases are renewed every 2 seconds.
+/// How long a subscriber awaits a missing event before it is lost: far longer than any network
+/// holds a datagram back that it still delivers, and longer than the 2 seconds between renewals of
+/// a lease, whose stamps tell what the bus has learnt meanwhile to have dropped.
 pub const WINDOW: Duration = Duration::from_secs(3);
+
+/// How long the bus awaits a missing event of a publisher, which knows what it dropped when it
+/// stamps the next frame.
+pub const PUBLISHER_WINDOW: Duration = Duration::from_secs(1);
 
 /// Gaps of one flow that are awaited at once. With more, the oldest is lost: a receiver that
 /// misses so much is short of something else than order.
@@ -100,8 +104,9 @@ struct Gap {
 /// flow.settle(WINDOW);
 /// assert_eq!((flow.counts().received, flow.counts().lost, flow.awaited()), (18, 2, 0));
 /// ```
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Tracker {
+    window: Duration,
     /// The first sequence, and when the flow began, where its first frame decides.
     start: Option<(u64, Duration)>,
     /// What the sender had dropped before.
@@ -118,21 +123,32 @@ pub struct Tracker {
 }
 
 impl Tracker {
-    /// A flow that is followed from its very first event.
+    /// The bus's flow to a subscriber, which is followed from its very first event.
     #[must_use]
     pub fn from_zero() -> Self {
-        Self::default()
+        Self {
+            window: WINDOW,
+            start: None,
+            dropped_before: 0,
+            next: 0,
+            dropped: 0,
+            missing: 0,
+            gaps: VecDeque::new(),
+            counts: FlowCounts::default(),
+        }
     }
 
-    /// A flow that is followed from its first frame on that arrives: what went before may have
-    /// gone to somebody else. A frame from before it that comes within the window counts as well.
+    /// A publisher's flow, which is followed from its first frame on that arrives: what went
+    /// before may have gone to an earlier run of the bus. A frame from before it that comes
+    /// within the window counts as well.
     #[must_use]
     pub fn from_first(now: Duration, first: Position) -> Self {
         Self {
+            window: PUBLISHER_WINDOW,
             start: Some((first.sequence, now)),
             next: first.sequence,
             dropped_before: first.dropped.min(first.sequence),
-            ..Self::default()
+            ..Self::from_zero()
         }
     }
 
@@ -161,7 +177,9 @@ impl Tracker {
             self.count_duplicates(events);
             return self.counts.since(before);
         }
-        if at.sequence >= self.next {
+        if events == 0 && at.sequence < self.next {
+            // It tells nothing but what was dropped.
+        } else if at.sequence >= self.next {
             self.await_up_to(now, at.sequence);
             self.receive_up_to(end);
         } else if end > self.next {
@@ -222,7 +240,7 @@ impl Tracker {
         let Some((start, began)) = self.start else {
             return false;
         };
-        if end > start || now.saturating_sub(began) >= WINDOW {
+        if end > start || now.saturating_sub(began) >= self.window {
             return false;
         }
         if end < start {
@@ -244,7 +262,7 @@ impl Tracker {
     pub fn settle(&mut self, now: Duration) -> FlowCounts {
         let before = self.counts;
         while let Some(gap) = self.gaps.front() {
-            if self.gaps.len() <= GAPS_MAX && now.saturating_sub(gap.since) < WINDOW {
+            if self.gaps.len() <= GAPS_MAX && now.saturating_sub(gap.since) < self.window {
                 break;
             }
             self.missing = self.missing.saturating_add(gap.end - gap.start);
@@ -277,7 +295,7 @@ impl Tracker {
     pub fn poll_timeout(&self) -> Option<Duration> {
         self.gaps
             .front()
-            .map(|gap| gap.since.saturating_add(WINDOW))
+            .map(|gap| gap.since.saturating_add(self.window))
     }
 
     /// The counts so far.
@@ -363,6 +381,16 @@ mod tests {
     }
 
     #[test]
+    fn an_old_stamp_without_events_changes_nothing() {
+        let mut flow = Tracker::from_first(NOW, at(5, 0));
+        flow.record(NOW, at(9, 0), 1);
+        for sequence in [0, 5, 7, 9] {
+            assert_eq!(flow.record(NOW, at(sequence, 0), 0), counts(0, 0, 0, 0));
+        }
+        assert_eq!((flow.awaited(), flow.gaps.len()), (4, 1));
+    }
+
+    #[test]
     fn what_a_stamp_did_not_know_yet_is_dropped_and_not_lost() {
         let mut flow = Tracker::from_zero();
         flow.record(NOW, at(10, 0), 1);
@@ -378,7 +406,7 @@ mod tests {
         assert_eq!(flow.record(NOW, at(90, 38), 5), counts(5, 0, 2, 0));
         assert_eq!(flow.awaited(), 3);
         assert_eq!(
-            flow.record(NOW + WINDOW, at(80, 30), 5),
+            flow.record(NOW + PUBLISHER_WINDOW, at(80, 30), 5),
             counts(0, 3, 0, 5),
             "too late"
         );

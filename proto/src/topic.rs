@@ -269,4 +269,18 @@ mod tests {
             prop_assert_eq!(check_pattern(&text).is_ok(), is_legal);
         }
     }
+    #[test]
+    fn topics_are_the_same_where_every_byte_is() {
+        for length in 0..=TOPIC_BYTES_MAX {
+            let topic = vec![b'a'; length];
+            assert!(is_same(&topic, &topic.clone()));
+            let longer = vec![b'a'; length + 1];
+            assert!(!is_same(&topic, &longer) && !is_same(&longer, &topic));
+            for place in 0..length {
+                let mut other = topic.clone();
+                other[place] = b'b';
+                assert!(!is_same(&topic, &other), "{place} of {length}");
+            }
+        }
+    }
 }

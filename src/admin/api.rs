@@ -7,15 +7,15 @@ use axum::extract::State as Shared;
 use serde_json::{Value, json};
 
 use crate::ledger::Counts;
-use crate::state::{Kind, Phase, State};
+use crate::net::account::Reading;
+use crate::state::{Kind, ListenerInfo, Phase, State};
 
 use super::Desk;
 
 /// `GET /api/v1/status`
 pub(super) async fn status(Shared(desk): Shared<Arc<Desk>>) -> Json<Value> {
-    let mut books = desk.books();
-    books.take_mail(&desk.state);
-    let kernel: u64 = books.kernel.iter().map(|drops| drops.total).sum();
+    let accounts: Vec<_> = desk.state.accounts().collect();
+    let kernel_drops = accounts.iter().flatten().map(|account| account.drops).sum();
     Json(json!({
         "version": env!("CARGO_PKG_VERSION"),
         "bus": format!("{:016x}", desk.state.bus),
@@ -24,23 +24,26 @@ pub(super) async fn status(Shared(desk): Shared<Arc<Desk>>) -> Json<Value> {
             Phase::Ready => "ready",
             Phase::Stopping => "stopping",
         },
+        "pid": std::process::id(),
         "uptime_seconds": desk.state.started.elapsed().as_secs_f64(),
-        "listeners": listeners(&desk.state),
+        "listeners": listeners(&desk.state, &accounts),
         "subscribers": desk.state.subscribers().len(),
-        "totals": totals(&books.totals.counts, kernel),
+        "totals": totals(&desk.totals().counts, kernel_drops),
     }))
 }
 
-fn listeners(state: &State) -> Vec<Value> {
-    let listener = |info: &crate::state::ListenerInfo| {
-        let bytes = info.buffer_bytes();
+fn listeners(state: &State, accounts: &[Option<Reading>]) -> Vec<Value> {
+    let listener = |(info, account): (&ListenerInfo, &Option<Reading>)| {
         json!({
             "address": info.name,
-            "buffer_bytes": bytes.map(|(_, size)| size),
-            "buffer_used_bytes": bytes.map(|(used, _)| used),
+            "inodes": info.account.inodes().collect::<Vec<_>>(),
+            "wanted_buffer_bytes": info.buffer.wanted,
+            "granted_buffer_bytes": info.buffer.granted,
+            "buffer_bytes": account.map(|account| account.size_bytes),
+            "buffer_used_bytes": account.map(|account| account.used_bytes),
         })
     };
-    state.listeners.iter().map(listener).collect()
+    state.listeners.iter().zip(accounts).map(listener).collect()
 }
 
 fn totals(counts: &Counts, kernel_drops: u64) -> Value {

@@ -11,16 +11,10 @@ use crate::bus::{CopyDrop, FrameDrop};
 use crate::ledger::{Counts, LeaseCounts, SeriesCounts};
 use crate::state::{Kind, State};
 
-use super::KernelDrops;
-
 /// All metrics.
-pub(super) fn render(
-    counts: &Counts,
-    kernel: &[KernelDrops],
-    state: &State,
-) -> prometheus::Result<Vec<u8>> {
+pub(super) fn render(counts: &Counts, state: &State) -> prometheus::Result<Vec<u8>> {
     let mut page = Page::default();
-    ingress(&mut page, counts, kernel, state);
+    ingress(&mut page, counts, state);
     events(&mut page, counts, state);
     egress(&mut page, counts, state);
     leases(&mut page, counts, state);
@@ -52,7 +46,8 @@ fn revision() -> &'static str {
     option_env!("HAILMARY_REVISION").unwrap_or("unknown")
 }
 
-fn ingress(page: &mut Page, counts: &Counts, kernel: &[KernelDrops], state: &State) {
+fn ingress(page: &mut Page, counts: &Counts, state: &State) {
+    let accounts: Vec<_> = state.accounts().collect();
     let listeners = || state.listeners.iter().zip(&counts.listeners);
     page.counters(
         "ingress_frames_total",
@@ -64,12 +59,11 @@ fn ingress(page: &mut Page, counts: &Counts, kernel: &[KernelDrops], state: &Sta
         "Bytes of the frames taken from the kernel.",
         listeners().map(|(info, counts)| ([("listener", info.name.as_str())], counts.bytes)),
     );
-    let by_kernel = kernel.iter().any(|drops| !drops.last.is_empty()).then(|| {
-        (
-            [("reason", "kernel_buffer")],
-            kernel.iter().map(|drops| drops.total).sum(),
-        )
-    });
+    // Nothing is said of what the system does not tell.
+    let drops = accounts.iter().flatten().map(|account| account.drops);
+    let by_kernel = drops
+        .reduce(u64::saturating_add)
+        .map(|drops| ([("reason", "kernel_buffer")], drops));
     let by_bus = FrameDrop::ALL.iter().zip(counts.dropped_frames);
     page.counters(
         "ingress_dropped_frames_total",
@@ -79,18 +73,18 @@ fn ingress(page: &mut Page, counts: &Counts, kernel: &[KernelDrops], state: &Sta
             .chain(by_bus.map(|(reason, n)| ([("reason", reason.label())], n))),
     );
     let buffers = || {
-        let listeners = state.listeners.iter();
-        listeners.filter_map(|info| Some((info.name.as_str(), info.buffer_bytes()?)))
+        let listeners = state.listeners.iter().zip(&accounts);
+        listeners.filter_map(|(info, account)| Some((info.name.as_str(), (*account)?)))
     };
     page.gauges(
         "ingress_buffer_bytes",
         "What the kernel lets wait for a listener, by its own account.",
-        buffers().map(|(name, (_, size))| ([("listener", name)], size)),
+        buffers().map(|(name, account)| ([("listener", name)], account.size_bytes)),
     );
     page.gauges(
         "ingress_buffer_used_bytes",
         "What waits for a listener, by the kernel's account.",
-        buffers().map(|(name, (used, _))| ([("listener", name)], used)),
+        buffers().map(|(name, account)| ([("listener", name)], account.used_bytes)),
     );
 }
 
@@ -119,6 +113,11 @@ fn events(page: &mut Page, counts: &Counts, state: &State) {
         "ingress_sender_dropped_events_total",
         "Events dropped by the senders themselves, by their stamps.",
         events.sender_dropped,
+    );
+    page.counter(
+        "ingress_duplicate_events_total",
+        "Events that came again, or after they had been counted as lost, by the senders' stamps.",
+        events.duplicates,
     );
     page.counter(
         "unmatched_events_total",

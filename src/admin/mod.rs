@@ -109,10 +109,8 @@ impl Admin {
         // Both fail only where the thread has ended already.
         let _ = self.stop.send(());
         let _ = self.thread.join();
-        let mut books = self.desk.books();
-        books.take_mail(&self.desk.state);
         let empty = Totals::new(0, 0);
-        std::mem::replace(&mut books.totals, empty)
+        std::mem::replace(&mut self.desk.totals(), empty)
     }
 }
 
@@ -120,63 +118,24 @@ impl Admin {
 #[derive(Debug)]
 struct Desk {
     state: Arc<State>,
-    books: Mutex<Books>,
-}
-
-/// Everything counted since the start.
-#[derive(Debug)]
-struct Books {
-    totals: Totals,
-    /// By listener.
-    kernel: Vec<KernelDrops>,
-}
-
-/// The kernel's counts of drops of one listener's sockets, which wrap, made one that does not.
-#[derive(Clone, Debug, Default)]
-struct KernelDrops {
-    /// By socket.
-    last: Vec<u32>,
-    total: u64,
-}
-
-impl KernelDrops {
-    /// What an inherited socket had dropped before is not ours: the first reading is the start.
-    fn read(&mut self, socket: usize, drops: u32) {
-        match self.last.get_mut(socket) {
-            Some(last) => {
-                self.total += u64::from(drops.wrapping_sub(*last));
-                *last = drops;
-            }
-            None => self.last.push(drops),
-        }
-    }
+    /// Everything counted since the start.
+    totals: Mutex<Totals>,
 }
 
 impl Desk {
     fn new(state: Arc<State>) -> Self {
         let totals = Totals::new(state.listeners.len(), state.topic_policies.len());
-        let kernel = vec![KernelDrops::default(); state.listeners.len()];
-        let mut books = Books { totals, kernel };
-        books.take_mail(&state);
         Self {
+            totals: Mutex::new(totals),
             state,
-            books: Mutex::new(books),
         }
     }
 
-    fn books(&self) -> MutexGuard<'_, Books> {
-        self.books.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Books {
-    fn take_mail(&mut self, state: &State) {
-        state.mailbox.take_into(&mut self.totals);
-        for (drops, listener) in self.kernel.iter_mut().zip(&state.listeners) {
-            for (socket, memory) in listener.memory().flatten().enumerate() {
-                drops.read(socket, memory.drops);
-            }
-        }
+    /// Everything counted until now.
+    fn totals(&self) -> MutexGuard<'_, Totals> {
+        let mut totals = self.totals.lock().unwrap_or_else(PoisonError::into_inner);
+        self.state.mailbox.take_into(&mut totals);
+        totals
     }
 }
 
@@ -192,9 +151,7 @@ fn router(desk: Arc<Desk>) -> Router {
 }
 
 async fn metrics(Shared(desk): Shared<Arc<Desk>>) -> impl IntoResponse {
-    let mut books = desk.books();
-    books.take_mail(&desk.state);
-    match metrics::render(&books.totals.counts, &books.kernel, &desk.state) {
+    match metrics::render(&desk.totals().counts, &desk.state) {
         Ok(text) => {
             let content_type = [(
                 header::CONTENT_TYPE,

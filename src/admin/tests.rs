@@ -105,12 +105,3 @@ fn slow_and_many_clients_are_bounded() {
     while ask(&admin, "GET", "/-/healthy").is_empty() {}
     let _ = admin.stop();
 }
-
-#[test]
-fn kernel_drops_start_from_the_first_reading_and_wrap() {
-    let mut drops = KernelDrops::default();
-    for (reading, total) in [(u32::MAX - 1, 0), (u32::MAX, 1), (4, 6)] {
-        drops.read(0, reading);
-        assert_eq!(drops.total, total);
-    }
-}

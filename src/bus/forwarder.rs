@@ -6,6 +6,7 @@
 use std::net::IpAddr;
 
 use hailmary_proto::decode::Decoder;
+use hailmary_proto::v1::Stamp;
 use hailmary_proto::v1::frame::Control;
 use hailmary_proto::write::StampBytes;
 
@@ -60,8 +61,8 @@ pub struct ControlMessage {
     pub from: Address,
     /// Bytes of its datagram.
     pub datagram_bytes: usize,
-    /// The sender of the frame's stamp, 0 without one.
-    pub sender: u64,
+    /// The frame's stamp, if it has one.
+    pub stamp: Option<Stamp>,
     /// The message.
     pub control: Control,
 }
@@ -146,10 +147,11 @@ impl Forwarder {
         if hops >= limits::HOPS_MAX {
             return Err(FrameDrop::Hops);
         }
-        if let Some(stamp) = stamp {
-            let missed = publishers.observe(stamp, events as u64);
-            tally.lost += missed.lost;
-            tally.sender_dropped += missed.sender_dropped;
+        // Without events it may have overtaken some: whoever acts on the message looks at it.
+        if let Some(stamp) = stamp
+            && events > 0
+        {
+            tally.add_flow(publishers.observe(arrival.now, stamp, events as u64));
         }
         let mut intake = Intake {
             directory,
@@ -163,7 +165,7 @@ impl Forwarder {
                 listener: arrival.listener,
                 from: arrival.source.to_address(),
                 datagram_bytes: datagram.len(),
-                sender: stamp.map_or(0, |stamp| stamp.sender),
+                stamp: stamp.copied(),
                 control: control.clone(),
             });
         }

@@ -154,10 +154,10 @@ impl Leases {
         if let Err(reason) = self.check(subscribe) {
             return refused(reason, nonce);
         }
-        let event = match standing {
-            Some(id) => self.renew(now, id, subscribe, directory),
+        let (id, event) = match standing {
+            Some(id) => (id, self.renew(now, id, subscribe, directory)),
             None => match self.grant(now, request.from, subscribe, directory) {
-                Ok(id) => LeaseEvent::Granted(id),
+                Ok(id) => (id, LeaseEvent::Granted(id)),
                 Err(reason) => return refused(reason, nonce),
             },
         };
@@ -167,7 +167,14 @@ impl Leases {
             cookie: self.cookies.bake(now, request.from, nonce).to_vec(),
             nonce,
         });
-        (event, Some(frame(lease)))
+        // So that the subscriber knows of what went to it since the last frame that it saw.
+        let subscriber = directory.subscribers().get(id);
+        let stamp = subscriber.map(|subscriber| subscriber.flow.stamp(self.bus, 0, 0));
+        let answer = v1::Frame {
+            stamp,
+            ..frame(lease)
+        };
+        (event, Some(answer))
     }
 
     /// A lease that is given back.
@@ -241,6 +248,7 @@ impl Leases {
         let expires = self.end(now, subscribe);
         let lease = Lease {
             expires,
+            nonce: subscribe.nonce,
             reported: self.reported(subscribe).unwrap_or_default(),
         };
         let subscriber = Subscriber {
@@ -302,6 +310,12 @@ impl Leases {
         let Tenure::Lease(lease) = &mut subscriber.tenure else {
             return Reported::default();
         };
+        if lease.nonce != subscribe.nonce {
+            // Another subscriber on the same address, which has had nothing yet.
+            lease.nonce = subscribe.nonce;
+            lease.reported = Reported::default();
+            subscriber.flow = Flow::default();
+        }
         self.ends.remove(&(lease.expires, id));
         self.ends.insert((expires, id));
         lease.expires = expires;

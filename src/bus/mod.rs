@@ -168,6 +168,8 @@ pub struct Arrival<'a> {
     pub source: Source<'a>,
     /// Which listener it came to.
     pub listener: usize,
+    /// When, by the clock that does not jump.
+    pub now: Duration,
     /// The wall clock, in ns of Unix time, for the age of events alone.
     pub unix_nano: u64,
 }

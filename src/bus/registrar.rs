@@ -10,12 +10,13 @@ use hailmary_proto::v1;
 use hailmary_proto::v1::frame::Control;
 use prost::Message;
 
+use super::access::Rights;
 use super::address::Address;
 use super::cookie::CookieJar;
 use super::directory::Directory;
 use super::forwarder::ControlMessage;
 use super::leases::{LeaseEvent, LeaseLimits, Leases, Request};
-use super::publishers::PublisherFlow;
+use super::publishers::Heard;
 use super::throttle::Throttle;
 use super::{Random, nonzero};
 
@@ -61,12 +62,12 @@ impl Registrar {
     }
 
     /// Acts on a control message. What became of it is added to `events`. Of a publisher that
-    /// pings, `flow` says by its sender id what came.
+    /// pings, `flow` is given the stamp and says what came of its flow.
     pub fn handle_control(
         &mut self,
         now: Duration,
         message: ControlMessage,
-        flow: impl FnOnce(u64) -> PublisherFlow,
+        flow: impl FnOnce(&v1::Stamp) -> Heard,
         directory: &mut Directory,
         events: &mut Vec<LeaseEvent>,
     ) {
@@ -91,7 +92,13 @@ impl Registrar {
                 events.push(event);
                 answer
             }
-            Control::Ping(ping) => self.pong(now, &request, || flow(message.sender), ping),
+            Control::Ping(ping) => {
+                let rights = directory.access().publish.rights_of_address(&message.from);
+                let stamp = message.stamp.as_ref();
+                let stamp = stamp.filter(|_| !matches!(rights, Rights::Nothing));
+                let flow = || stamp.map(flow).unwrap_or_default();
+                self.pong(now, &request, flow, ping)
+            }
             // What only a bus sends: of no use here, and answered it could go round for ever.
             Control::Challenge(_) | Control::Lease(_) | Control::Refusal(_) | Control::Pong(_) => {
                 None
@@ -108,7 +115,7 @@ impl Registrar {
         &mut self,
         now: Duration,
         request: &Request<'_>,
-        flow: impl FnOnce() -> PublisherFlow,
+        flow: impl FnOnce() -> Heard,
         ping: &v1::Ping,
     ) -> Option<v1::Frame> {
         if !self.leases.permit_answer(now, request.from) {
@@ -120,7 +127,7 @@ impl Registrar {
                 nonce: ping.nonce,
                 bus: self.bus,
                 received: flow.received,
-                lost: flow.lost,
+                lost: flow.missing,
             })),
             ..v1::Frame::default()
         };

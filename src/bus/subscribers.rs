@@ -122,6 +122,8 @@ pub enum Tenure {
 pub struct Lease {
     /// When it ends, unless renewed.
     pub expires: Duration,
+    /// The subscriber's own, by which it is known from another one on its address.
+    pub nonce: u64,
     /// What the subscriber last reported as lost on the way and as dropped on its own side.
     pub reported: Reported,
 }

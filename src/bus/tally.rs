@@ -1,5 +1,7 @@
 //! What became of events, in plain integers that the caller lends and adds up.
 
+use hailmary_proto::flow::FlowCounts;
+
 /// What became of the events of frames.
 #[derive(Clone, Debug, Default)]
 pub struct EventTally {
@@ -19,6 +21,8 @@ pub struct EventTally {
     pub lost: u64,
     /// Dropped by the publishers themselves, by their stamps.
     pub sender_dropped: u64,
+    /// Came again, or after they had been counted as lost, by the publishers' stamps.
+    pub duplicates: u64,
     /// Events by topic policy, one more for those without. As long as the caller makes it.
     pub by_policy: Vec<u64>,
     /// Age of the events that tell their time.
@@ -34,6 +38,14 @@ impl EventTally {
         }
     }
 
+    /// Adds what is new of publishers' flows.
+    #[inline]
+    pub fn add_flow(&mut self, news: FlowCounts) {
+        self.lost += news.lost;
+        self.sender_dropped += news.dropped;
+        self.duplicates += news.duplicates;
+    }
+
     /// Adds another tally to this one.
     pub fn add(&mut self, other: &EventTally) {
         self.events += other.events;
@@ -44,6 +56,7 @@ impl EventTally {
         self.copies += other.copies;
         self.lost += other.lost;
         self.sender_dropped += other.sender_dropped;
+        self.duplicates += other.duplicates;
         for (sum, more) in self.by_policy.iter_mut().zip(&other.by_policy) {
             *sum += more;
         }

@@ -9,6 +9,7 @@ use hailmary_proto::write::{UNPROVEN_REQUEST_BYTES_MIN, pad};
 use leases::LeaseEvent;
 use proptest::prelude::*;
 use prost::Message;
+use publishers::Heard;
 use subscribers::{SubscriberId, Subscribers};
 use tally::EventTally;
 
@@ -75,7 +76,11 @@ impl Bus {
 
     fn handle_controls(&mut self, now: Duration, events: &mut Vec<LeaseEvent>) {
         for message in self.forwarder.controls() {
-            let flow = |sender| self.publishers.get(sender).unwrap_or_default();
+            let flow = |stamp: &Stamp| {
+                self.publishers.observe_aside(now, stamp);
+                let flow = self.publishers.get(stamp.sender);
+                flow.map(Heard::of).unwrap_or_default()
+            };
             self.registrar
                 .handle_control(now, message, flow, &mut self.directory, events);
         }
@@ -133,16 +138,17 @@ fn padded(control: Control) -> Vec<u8> {
 }
 
 /// One datagram and everything that follows but its copies.
-fn ask(
+fn exchange(
     bus: &mut Bus,
     now: Duration,
     from: &str,
     datagram: &[u8],
-) -> (Vec<LeaseEvent>, Option<Control>) {
+) -> (Vec<LeaseEvent>, Option<Frame>) {
     let source = Source::Ip(from.parse().unwrap());
     let arrival = Arrival {
         source,
         listener: 0,
+        now,
         unix_nano: 0,
     };
     bus.handle_datagram(arrival, datagram, &mut EventTally::default())
@@ -154,8 +160,19 @@ fn ask(
     if let Some(answer) = &answer {
         assert_eq!(answer.to, Address::Ip(from.parse().unwrap()));
     }
-    let decode = |answer: Answer| Frame::decode(&*answer.datagram).unwrap().control.unwrap();
+    let decode = |answer: Answer| Frame::decode(&*answer.datagram).unwrap();
     (events, answer.map(decode))
+}
+
+/// What is said in answer to one datagram.
+fn ask(
+    bus: &mut Bus,
+    now: Duration,
+    from: &str,
+    datagram: &[u8],
+) -> (Vec<LeaseEvent>, Option<Control>) {
+    let (events, answer) = exchange(bus, now, from, datagram);
+    (events, answer.and_then(|frame| frame.control))
 }
 
 fn challenged(bus: &mut Bus, now: Duration, from: &str, request: Subscribe) -> Vec<u8> {
@@ -205,6 +222,7 @@ fn publish(bus: &mut Bus, datagram: &[u8], tally: &mut EventTally) -> Vec<(Subsc
     let arrival = Arrival {
         source,
         listener: 0,
+        now: T0,
         unix_nano: 0,
     };
     bus.handle_datagram(arrival, datagram, tally).unwrap();
@@ -420,6 +438,7 @@ fn who_may_not_is_told_or_dropped() {
     let arrival = Arrival {
         source,
         listener: 0,
+        now: T0,
         unix_nano: 0,
     };
     let mut tally = EventTally::default();
@@ -451,6 +470,41 @@ fn a_pattern_that_overlaps_gets_what_it_may_see_alone() {
 }
 
 #[test]
+fn what_lies_between_two_events_is_not_copied_with_them() {
+    let mut bus = bus();
+    leased(&mut bus, T0, HERE, &["a"]);
+    let stamp = Stamp {
+        sender: 9,
+        sequence: 7,
+        hops: 1,
+        ..Stamp::default()
+    };
+    let stamp = Frame {
+        stamp: Some(stamp),
+        ..Frame::default()
+    }
+    .encode_to_vec();
+    let event = frame_of(&["a"]);
+    let datagram = [&*event, &stamp, &event].concat();
+    let source = Source::Ip(HERE.parse().unwrap());
+    let arrival = Arrival {
+        source,
+        listener: 0,
+        now: T0,
+        unix_nano: 0,
+    };
+    bus.handle_datagram(arrival, &datagram, &mut EventTally::default())
+        .unwrap();
+    let mut copies = Vec::new();
+    bus.poll_copies(&mut copies, 9);
+    assert_eq!(copies.len(), 1);
+    assert_eq!(copies[0].events, 2);
+    assert_eq!(bus.forwarder.body(&copies[0]), [&*event, &event].concat());
+    let sent = Frame::decode(copies[0].stamp()).unwrap().stamp.unwrap();
+    assert_eq!((sent.sequence, sent.hops), (0, 2), "the bus's own");
+}
+
+#[test]
 fn stamps_count_what_went_and_what_was_dropped() {
     let mut bus = bus();
     leased(&mut bus, T0, HERE, &["a"]);
@@ -458,6 +512,7 @@ fn stamps_count_what_went_and_what_was_dropped() {
     let arrival = Arrival {
         source,
         listener: 0,
+        now: T0,
         unix_nano: 0,
     };
     let mut stamps = Vec::new();
@@ -500,6 +555,7 @@ fn frames_are_filled_to_the_subscribers_size_and_too_large_ones_marked() {
     let arrival = Arrival {
         source,
         listener: 0,
+        now: T0,
         unix_nano: 0,
     };
     bus.handle_datagram(arrival, &datagram, &mut EventTally::default())
@@ -536,6 +592,7 @@ fn only_the_hop_limit_stops_a_frame() {
     let arrival = Arrival {
         source,
         listener: 0,
+        now: T0,
         unix_nano: 0,
     };
     let over = with_hops(u32::MAX).encode_to_vec();
@@ -586,10 +643,36 @@ proptest! {
     fn no_datagram_makes_the_core_panic(datagrams in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..200), 0..20)) {
         let mut bus = bus();
         let source = Source::Ip(HERE.parse().unwrap());
-        let arrival = Arrival { source, listener: 0, unix_nano: 0 };
+        let arrival = Arrival { source, listener: 0, now: T0, unix_nano: 0 };
         for datagram in datagrams {
             let _ = bus.handle_datagram(arrival, &datagram, &mut EventTally::default());
             bus.handle_controls(T0, &mut Vec::new());
         }
     }
+}
+
+#[test]
+fn an_answer_tells_what_went_to_the_subscriber_and_another_one_begins_anew() {
+    let mut bus = bus();
+    let this = bus.registrar.bus();
+    let cookie = leased(&mut bus, T0, HERE, &["a"]).cookie;
+    let three = frame_of(&["a", "a", "a"]);
+    let sent = publish(&mut bus, &three, &mut EventTally::default());
+    let subscriber = bus.subscribers().get(sent[0].0).unwrap();
+    subscriber.flow.drop(2);
+    let mut ask = |nonce, cookie: &[u8]| {
+        let request = Subscribe {
+            nonce,
+            ..subscribe(&["a"], cookie)
+        };
+        let request = padded(Control::Subscribe(request));
+        let answer = exchange(&mut bus, T0, HERE, &request).1.unwrap();
+        let position = |stamp: Stamp| (stamp.sender, stamp.sequence, stamp.dropped);
+        (answer.control.unwrap(), answer.stamp.map(position))
+    };
+    assert_eq!(ask(5, &cookie).1, Some((this, 3, 2)));
+    let Control::Challenge(Challenge { cookie, .. }) = ask(6, b"").0 else {
+        panic!("another one has to prove itself");
+    };
+    assert_eq!(ask(6, &cookie).1, Some((this, 0, 0)));
 }

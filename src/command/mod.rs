@@ -1,7 +1,10 @@
 //! What the program can be told to do, one module for each command.
 
+mod admin_client;
 pub mod bench;
 pub mod check;
+pub mod doctor;
+mod grouped;
 pub mod publish;
 pub mod serve;
 pub mod subscribe;

@@ -20,6 +20,7 @@ use crate::bus::{self, Registrar};
 use crate::config::{Config, ConfigError, Plan};
 use crate::ledger::Totals;
 use crate::logging::{self, Format};
+use crate::net::account::Account;
 use crate::net::egress::Egress;
 use crate::net::event_loop::{self, EventLoop, Parts, Shared};
 use crate::net::listener::Listener;
@@ -253,11 +254,16 @@ fn bind(plan: &Plan) -> anyhow::Result<Vec<Vec<Listener>>> {
 
 fn listener_infos(workers: &[Vec<Listener>]) -> io::Result<Vec<ListenerInfo>> {
     let info = |(index, listener): (usize, &Listener)| {
-        let shared = workers.iter().filter_map(|listeners| listeners.get(index));
-        let sockets = shared.map(|listener| listener.as_fd().try_clone_to_owned());
+        let shared = || workers.iter().filter_map(|listeners| listeners.get(index));
+        let handles = shared().map(|listener| listener.as_fd().try_clone_to_owned());
+        let handles: Vec<_> = handles.collect::<io::Result<_>>()?;
+        let buffers = shared().map(Listener::buffer);
         Ok(ListenerInfo {
             name: listener.name().to_owned(),
-            sockets: sockets.collect::<io::Result<_>>()?,
+            buffer: buffers
+                .min_by_key(|buffer| buffer.granted)
+                .unwrap_or(listener.buffer()),
+            account: Account::open(handles),
         })
     };
     let all = workers.iter().take(1).flatten();
@@ -277,6 +283,12 @@ fn say_totals(state: &State, taken: Option<Totals>) {
             .map(|listener| listener.frames)
             .sum::<u64>(),
         dropped_frames = counts.dropped_frames.iter().sum::<u64>(),
+        dropped_by_kernel = state
+            .accounts()
+            .flatten()
+            .map(|account| account.drops)
+            .sum::<u64>(),
+        lost_before_the_bus = counts.events.lost,
         events = counts.events.events,
         unmatched = counts.events.unmatched,
         copies = counts.events.copies,

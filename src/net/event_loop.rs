@@ -9,15 +9,17 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::Receiver;
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use hailmary_proto::flow::{FlowCounts, Tracker};
+use hailmary_proto::v1::Stamp;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use tracing::warn;
 
 use crate::bus::leases::LeaseEvent;
-use crate::bus::publishers::{PublisherFlow, Publishers};
+use crate::bus::publishers::{Heard, Publishers};
 use crate::bus::subscribers::{Subscriber, SubscriberId, Tenure};
 use crate::bus::{Arrival, ControlMessage, Directory, Forwarder, FrameDrop, Registrar};
 use crate::ledger::Ledger;
@@ -37,6 +39,9 @@ const TURNS_PER_WAKE_UP: usize = 16;
 
 /// How long counts may stay with the data thread under load.
 const HAND_OVER_EVERY: Duration = Duration::from_millis(50);
+
+/// How often a busy data thread looks at the kernel's counts of drops: long before they wrap.
+const ACCOUNT_EVERY: Duration = Duration::from_secs(1);
 
 /// Turns that a stop may take to empty the sockets: four times what the largest buffer holds of
 /// the smallest datagrams is more than anybody sent before the stop.
@@ -84,14 +89,44 @@ impl Shared {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What came of a publisher, whichever data threads heard it.
-    fn flow(&self, sender: u64) -> PublisherFlow {
-        let known = self.publishers.iter().filter_map(|publishers| {
-            let publishers = publishers.lock().unwrap_or_else(PoisonError::into_inner);
-            publishers.get(sender)
-        });
-        known.fold(PublisherFlow::default(), PublisherFlow::plus)
+    /// The publishers that one data thread hears, alone in a slice.
+    fn own_publishers(&self, worker: usize) -> &[Mutex<Publishers>] {
+        self.publishers.get(worker..=worker).unwrap_or_default()
     }
+
+    /// What came of a publisher, whichever data threads heard it. Its stamp may tell of events
+    /// that have not come: what that adds to the counts is in `news`, and until when they are
+    /// awaited in `settle_at`.
+    fn flow(
+        &self,
+        now: Duration,
+        stamp: &Stamp,
+        news: &mut FlowCounts,
+        settle_at: &mut Option<Duration>,
+    ) -> Heard {
+        let mut all: Vec<_> = self.publishers.iter().map(lock).collect();
+        let next = |publishers: &MutexGuard<'_, Publishers>| {
+            publishers.get(stamp.sender).map(Tracker::next)
+        };
+        // The one that heard it last: a publisher may have opened another socket.
+        if let Some(last) = all.iter_mut().max_by_key(|publishers| next(publishers)) {
+            *news = news.plus(last.observe_aside(now, stamp));
+            *settle_at = earliest(*settle_at, last.poll_timeout());
+        }
+        let known = all
+            .iter()
+            .filter_map(|publishers| publishers.get(stamp.sender));
+        known.map(Heard::of).fold(Heard::default(), Heard::plus)
+    }
+}
+
+/// Of two times that may be, the first.
+fn earliest(one: Option<Duration>, other: Option<Duration>) -> Option<Duration> {
+    [one, other].into_iter().flatten().min()
+}
+
+fn lock(publishers: &Mutex<Publishers>) -> MutexGuard<'_, Publishers> {
+    publishers.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Where control messages go.
@@ -123,6 +158,10 @@ pub struct EventLoop {
     /// sleep, and when what a turn found has been sent.
     now: Duration,
     handed_over: Duration,
+    /// When the kernel's accounts were read last.
+    accounts_read: Duration,
+    /// When events that publishers' flows still await are lost.
+    settle_at: Option<Duration>,
     linger: Linger,
     logs: Suppressor,
 }
@@ -177,6 +216,8 @@ impl EventLoop {
             lease_events: Vec::new(),
             now: parts.state.started.elapsed(),
             handed_over: Duration::ZERO,
+            accounts_read: Duration::ZERO,
+            settle_at: None,
             linger: Linger::new(parts.linger),
             logs: Suppressor::default(),
             parts,
@@ -246,7 +287,7 @@ impl EventLoop {
             Controls::Elsewhere(_) => None,
         };
         let retry = self.parts.egress.retry_at();
-        lease_end.into_iter().chain(retry).min()
+        earliest(earliest(lease_end, retry), self.settle_at)
     }
 
     /// One batch from each listener that has any, and everything that follows from it.
@@ -261,6 +302,7 @@ impl EventLoop {
 
     fn forward(&mut self, shared: &Shared) -> Found {
         let arrived = self.now;
+        self.settle(shared);
         let directory = &*shared.directory();
         self.parts.forwarder.begin_turn(directory);
         if let Err((address, error)) = self.parts.egress.follow(directory, arrived) {
@@ -268,21 +310,40 @@ impl EventLoop {
                 warn!(%address, %error, "cannot reach a subscriber");
             });
         }
-        let found = match shared.publishers.get(self.parts.worker) {
-            Some(publishers) => {
-                let mut publishers = publishers.lock().unwrap_or_else(PoisonError::into_inner);
-                self.receive(directory, &mut publishers)
-            }
-            None => Found::default(),
+        let found = match shared.own_publishers(self.parts.worker) {
+            [publishers] => self.receive(directory, &mut lock(publishers)),
+            _ => Found::default(),
         };
         self.flush(directory);
         if found.frames > 0 {
+            if arrived.saturating_sub(self.accounts_read) >= ACCOUNT_EVERY {
+                self.accounts_read = arrived;
+                // Each reading is added up there, for whoever wants to know.
+                self.parts.state.accounts().for_each(drop);
+            }
             self.look_at_the_clock();
             let taken = self.now.saturating_sub(arrived);
             let ns = u64::try_from(taken.as_nanos()).unwrap_or(u64::MAX);
             self.ledger.count_forwarded(found.frames as u64, ns);
         }
         found
+    }
+
+    /// Counts as lost what publishers' flows have awaited long enough. The one with the registrar
+    /// does so for all, as a ping may have told it of others' flows.
+    fn settle(&mut self, shared: &Shared) {
+        if self.settle_at.is_none_or(|at| at > self.now) {
+            return;
+        }
+        self.settle_at = None;
+        let heard = match &self.controls {
+            Controls::Registrar { .. } => shared.publishers.as_slice(),
+            Controls::Elsewhere(_) => shared.own_publishers(self.parts.worker),
+        };
+        for mut publishers in heard.iter().map(lock) {
+            self.ledger.count_flow(publishers.handle_timeout(self.now));
+            self.settle_at = earliest(self.settle_at, publishers.poll_timeout());
+        }
     }
 
     fn flush(&mut self, directory: &Directory) {
@@ -303,6 +364,7 @@ impl EventLoop {
                 found.is_crowded |= listener.is_some_and(|it| it.is_crowded(taken));
             }
         }
+        self.settle_at = earliest(self.settle_at, publishers.poll_timeout());
         found
     }
 
@@ -328,6 +390,7 @@ impl EventLoop {
         if let Some(readable) = self.readable.get_mut(index) {
             *readable = taken == asked;
         }
+        let now = self.now;
         let Parts {
             forwarder, egress, ..
         } = &mut self.parts;
@@ -338,6 +401,7 @@ impl EventLoop {
             let arrival = Arrival {
                 source: datagram.source,
                 listener: index,
+                now,
                 unix_nano,
             };
             let tally = self.ledger.events();
@@ -383,10 +447,13 @@ impl EventLoop {
         if messages.peek().is_none() && !is_due {
             return;
         }
+        let mut news = FlowCounts::default();
         let directory = shared.directory.write();
         let mut directory = directory.unwrap_or_else(PoisonError::into_inner);
         for message in messages {
-            let (flow, events) = (|sender| shared.flow(sender), &mut self.lease_events);
+            let settle_at = &mut self.settle_at;
+            let flow = |stamp: &Stamp| shared.flow(now, stamp, &mut news, settle_at);
+            let events = &mut self.lease_events;
             registrar.handle_control(now, message, flow, &mut directory, events);
         }
         registrar.handle_timeout(now, &mut directory, &mut self.lease_events);
@@ -396,6 +463,7 @@ impl EventLoop {
             show(&self.parts.state, &directory, &event);
         }
         drop(directory);
+        self.ledger.count_flow(news);
         while let Some(answer) = registrar.poll_answer() {
             let listener = self.parts.listeners.get(answer.listener);
             let result = listener.map_or(Ok(()), |l| l.answer(&answer.to, &answer.datagram));
@@ -429,6 +497,9 @@ impl EventLoop {
             if !self.is_readable() {
                 break;
             }
+        }
+        for publishers in shared.own_publishers(self.parts.worker) {
+            self.ledger.count_flow(lock(publishers).settle_all());
         }
         self.hand_over();
     }

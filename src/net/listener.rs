@@ -16,7 +16,7 @@ use super::address::to_sockaddr;
 use super::sys;
 
 /// What a datagram of up to some 1,400 bytes is charged to a receive buffer, on Linux.
-const DATAGRAM_CHARGE_BYTES: usize = 2_304;
+pub(crate) const DATAGRAM_CHARGE_BYTES: usize = 2_304;
 
 /// Datagrams that a buffer holds which no wait of the loop lets overflow: twice what one core
 /// can send in the default wait.

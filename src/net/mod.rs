@@ -1,5 +1,6 @@
 //! Around the core: sockets, batches, readiness, deadlines.
 
+pub mod account;
 pub mod address;
 pub mod batch_size;
 pub mod control_queue;

@@ -13,6 +13,7 @@
 mod bench;
 mod configuration;
 mod cookies;
+mod doctor;
 mod fairness;
 mod hostile;
 mod laws;

@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -28,6 +29,15 @@ pub fn wait_until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
             return found;
         }
         assert!(start.elapsed() < PATIENCE, "waited in vain for {what}");
+    }
+}
+
+/// Ends the threads that look at it also where the test fails.
+pub struct EndOnDrop<'a>(pub &'a AtomicBool);
+
+impl Drop for EndOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 
@@ -270,11 +280,15 @@ fn address_in(line: &str) -> Option<(&'static str, String)> {
         .map(|message| (message, address))
 }
 
-/// One metric's value on a scraped page, or 0 where it is absent.
+/// One metric's value on a scraped page. With labels it is 0 where it is absent: what they name
+/// may be yet to come. Without labels it is always there, or the name is wrong.
 pub fn value(page: &str, name: &str) -> u64 {
-    let name = format!("hailmary_{name} ");
-    let line = page.lines().find_map(|line| line.strip_prefix(&name));
-    line.map_or(0, |value| value.parse().unwrap())
+    let sample = format!("hailmary_{name} ");
+    match page.lines().find_map(|line| line.strip_prefix(&sample)) {
+        Some(value) => value.parse().unwrap(),
+        None if name.ends_with('}') => 0,
+        None => panic!("there is no {name} without labels in\n{page}"),
+    }
 }
 
 /// The sum of a metric over its labels.

@@ -175,9 +175,14 @@ impl Report {
     }
 
     fn cell(&self, load: &Load, system: System, column: &Column) -> String {
-        let of_this = |outcome: &&Outcome| outcome.load == *load && outcome.system == system;
-        let figures = self.outcomes.iter().filter(of_this).filter_map(column.of);
+        let figures = self.outcomes_of(load, system).filter_map(column.of);
         Spread::of(figures.collect()).map_or_else(|| "-".to_owned(), |it| it.write(column.form))
+    }
+
+    /// Every run of a system under a load.
+    fn outcomes_of(&self, load: &Load, system: System) -> impl Iterator<Item = &Outcome> {
+        let is_one = move |outcome: &&Outcome| outcome.load == *load && outcome.system == system;
+        self.outcomes.iter().filter(is_one)
     }
 
     /// What a median hides.
@@ -198,10 +203,9 @@ impl Report {
     }
 
     fn remark(&self, load: &Load, system: System) -> Option<String> {
-        let of_this = |outcome: &&Outcome| outcome.load == *load && outcome.system == system;
-        let outcomes = || self.outcomes.iter().filter(of_this);
-        let cut_off: u64 = outcomes().map(|outcome| outcome.cut_off).sum();
-        let disordered: u64 = outcomes().map(|outcome| outcome.disordered).sum();
+        let sum = |of: fn(&Outcome) -> u64| -> u64 { self.outcomes_of(load, system).map(of).sum() };
+        let cut_off = sum(|outcome| outcome.cut_off);
+        let disordered = sum(|outcome| outcome.disordered);
         let system = system.title();
         (cut_off + disordered > 0).then(|| {
             format!(

@@ -251,7 +251,7 @@ impl<'a> Run<'a> {
             .with_context(|| format!("no bus answers at {address}"))?;
         Ok(Bus {
             address: address.clone(),
-            admin: self.bench.admin.clone().map(Admin),
+            admin: self.bench.admin.as_deref().map(Admin::new),
             process: None,
         })
     }
@@ -269,7 +269,7 @@ impl<'a> Run<'a> {
                 (Message::Admin(admin), Some(address)) => {
                     return Ok(Bus {
                         address: Address::clone(address),
-                        admin: Some(Admin(admin)),
+                        admin: Some(Admin::new(&admin)),
                         process: self.crew.system_id(id),
                     });
                 }

@@ -5,6 +5,8 @@ use std::fmt;
 use anyhow::ensure;
 use serde::Serialize;
 
+use crate::command::grouped::Grouped;
+
 use super::latency::{Quantiles, Times};
 use super::pace::nanos;
 use super::publisher::Published;
@@ -260,9 +262,9 @@ impl Report {
             ..
         } = self;
         line(f, "published", published.events, "events")?;
-        writeln!(f, "{:>14}/s", Grouped::rate(published.events_per_second))?;
+        writeln!(f, "{:>14}/s", grouped_rate(published.events_per_second))?;
         line(f, "received", received.events, "events")?;
-        write!(f, "{:>14}/s", Grouped::rate(received.events_per_second))?;
+        write!(f, "{:>14}/s", grouped_rate(received.events_per_second))?;
         match received.datagrams {
             0 => writeln!(f),
             datagrams => {
@@ -346,32 +348,14 @@ fn quantiles(f: &mut fmt::Formatter<'_>, name: &str, quantiles: Option<Quantiles
     writeln!(f)
 }
 
-/// A number with its digits in groups of three.
-struct Grouped(u64);
-
-impl Grouped {
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "a rate is not negative and far from 2^64"
-    )]
-    fn rate(rate: f64) -> Self {
-        Self(rate.round() as u64)
-    }
-}
-
-impl fmt::Display for Grouped {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let digits = self.0.to_string();
-        let mut text = String::new();
-        for (index, digit) in digits.chars().enumerate() {
-            if index > 0 && (digits.len() - index).is_multiple_of(3) {
-                text.push(',');
-            }
-            text.push(digit);
-        }
-        f.pad(&text)
-    }
+/// A rate's digits, in groups of three.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a rate is not negative and far from 2^64"
+)]
+fn grouped_rate(rate: f64) -> Grouped {
+    Grouped(rate.round() as u64)
 }
 
 #[cfg(test)]

@@ -2,77 +2,21 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
+
+use crate::command::admin_client::{AdminClient, Sample, Scrape};
 
 use super::PATIENCE;
 
 /// Counts by reason.
 pub type Reasons = BTreeMap<String, u64>;
 
-/// The largest page of metrics that is read, in bytes: some thousand subscribers' series.
-const PAGE_BYTES_MAX: u64 = 16 << 20;
-
 /// How long counts must stand still to be final, and how often that is tried: a bus hands its
 /// counts over within 50 ms.
 const STILL_FOR: Duration = Duration::from_millis(60);
 const SCRAPES_MAX: u32 = 50;
-
-/// Metrics of a bus, as scraped.
-#[derive(Debug)]
-struct Scrape(Vec<Sample>);
-
-#[derive(Debug)]
-struct Sample {
-    name: String,
-    labels: String,
-    value: u64,
-}
-
-impl Scrape {
-    /// Reads what it understands: whole numbers, which all counters are.
-    fn parse(page: &str) -> Self {
-        let sample = |line: &str| {
-            let (series, value) = line.rsplit_once(' ')?;
-            let (name, labels) = series.split_once('{').unwrap_or((series, ""));
-            Some(Sample {
-                name: name.strip_prefix("hailmary_")?.to_owned(),
-                labels: labels.trim_end_matches('}').to_owned(),
-                value: value.parse().ok()?,
-            })
-        };
-        Self(page.lines().filter_map(sample).collect())
-    }
-
-    fn samples<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Sample> {
-        self.0.iter().filter(move |sample| sample.name == name)
-    }
-
-    fn sum(&self, name: &str) -> u64 {
-        self.samples(name).map(|sample| sample.value).sum()
-    }
-
-    fn reasons<'a>(samples: impl Iterator<Item = &'a Sample>) -> Reasons {
-        let reason = |sample: &Sample| Some((sample.label("reason")?.to_owned(), sample.value));
-        samples.filter_map(reason).collect()
-    }
-}
-
-impl Sample {
-    fn label(&self, name: &str) -> Option<&str> {
-        let labels = self.labels.trim_end_matches('"').split("\",");
-        labels
-            .filter_map(|label| label.split_once("=\""))
-            .find_map(|(key, value)| (key == name).then_some(value))
-    }
-
-    fn is_of(&self, subscriber: &str) -> bool {
-        self.label("subscriber") == Some(subscriber)
-    }
-}
 
 /// What a bus counted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -98,7 +42,7 @@ pub struct Egress {
 
 impl Counts {
     fn read(scrape: &Scrape, subscribers: &[String]) -> Self {
-        let mut not_routed = Scrape::reasons(scrape.samples("ingress_dropped_events_total"));
+        let mut not_routed = by_reason(scrape.samples("ingress_dropped_events_total"));
         not_routed.insert("unmatched".to_owned(), scrape.sum("unmatched_events_total"));
         let egress = |name: &String| {
             let sent = scrape
@@ -109,12 +53,12 @@ impl Counts {
                 .filter(|sample| sample.is_of(name));
             Some(Egress {
                 sent: sent.value,
-                dropped: Scrape::reasons(dropped),
+                dropped: by_reason(dropped),
             })
         };
         Self {
             copies: scrape.sum("copies_total"),
-            dropped_frames: Scrape::reasons(scrape.samples("ingress_dropped_frames_total")),
+            dropped_frames: by_reason(scrape.samples("ingress_dropped_frames_total")),
             not_routed,
             egress: subscribers.iter().map(egress).collect(),
         }
@@ -149,16 +93,28 @@ fn subtract(counts: &mut Reasons, before: &Reasons) {
     counts.retain(|_, count| *count > 0);
 }
 
+/// Counts by their label `reason`.
+fn by_reason<'a>(samples: impl Iterator<Item = &'a Sample>) -> Reasons {
+    let reason = |sample: &Sample| Some((sample.label("reason")?.to_owned(), sample.value));
+    samples.filter_map(reason).collect()
+}
+
 /// A bus's admin listener.
 #[derive(Debug)]
-pub struct Admin(pub String);
+pub struct Admin(AdminClient);
 
 impl Admin {
+    /// The one at this address.
+    pub fn new(address: &str) -> Self {
+        Self(AdminClient::new(address, PATIENCE))
+    }
+
     /// What the bus has counted by now.
     pub fn counts(&self, subscribers: &[String]) -> anyhow::Result<Counts> {
         let page = self
+            .0
             .get("/metrics")
-            .with_context(|| format!("cannot read metrics at {}", self.0))?;
+            .with_context(|| format!("cannot read metrics at {}", self.0.address()))?;
         Ok(Counts::read(&Scrape::parse(&page), subscribers))
     }
 
@@ -173,21 +129,6 @@ impl Admin {
             }
         }
         Ok(counts)
-    }
-
-    fn get(&self, path: &str) -> anyhow::Result<String> {
-        let address = self.0.trim_start_matches("http://").trim_end_matches('/');
-        let address = address.to_socket_addrs()?.next().context("no address")?;
-        let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        // Of version 1.0, so that the answer is not in chunks and ends with the connection.
-        write!(stream, "GET {path} HTTP/1.0\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.take(PAGE_BYTES_MAX).read_to_string(&mut answer)?;
-        let (head, page) = answer.split_once("\r\n\r\n").context("no HTTP")?;
-        let status = head.lines().next().unwrap_or_default();
-        ensure!(status.contains(" 200 "), "{status}");
-        Ok(page.to_owned())
     }
 }
 

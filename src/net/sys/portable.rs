@@ -4,6 +4,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::ptr;
 
 use socket2::{SockAddr, SockRef};
 
@@ -14,18 +15,19 @@ use super::{
     DATAGRAM_BUFFER_BYTES, Outgoing, RECEIVE_BATCH_MAX, Received, Refused, SEND_BATCH_MAX,
 };
 
-/// One received datagram.
+/// What is known of a received datagram, but for its bytes.
 #[derive(Debug)]
 struct Slot {
-    buffer: Box<[MaybeUninit<u8>]>,
     length: usize,
     source: Address,
     is_truncated: bool,
 }
 
-/// Buffers for one batch of received datagrams, made once.
+/// Buffers for one batch of received datagrams, made once. Their pages are the system's till a
+/// datagram reaches them.
 #[derive(Debug)]
 pub struct ReceiveRing {
+    buffers: Box<[u8]>,
     slots: Vec<Slot>,
     taken: usize,
 }
@@ -41,12 +43,13 @@ impl ReceiveRing {
     #[must_use]
     pub fn new() -> Self {
         let slot = || Slot {
-            buffer: vec![MaybeUninit::new(0); DATAGRAM_BUFFER_BYTES].into_boxed_slice(),
             length: 0,
             source: Address::Unix(Box::default()),
             is_truncated: false,
         };
         Self {
+            // Asked for as zeros, which the system has without writing them.
+            buffers: vec![0; RECEIVE_BATCH_MAX * DATAGRAM_BUFFER_BYTES].into_boxed_slice(),
             slots: std::iter::repeat_with(slot)
                 .take(RECEIVE_BATCH_MAX)
                 .collect(),
@@ -63,20 +66,13 @@ impl ReceiveRing {
     /// behind the first datagram shows at the next call.
     pub fn receive(&mut self, socket: BorrowedFd<'_>, count_max: usize) -> io::Result<usize> {
         self.taken = 0;
-        let count_max = count_max.min(self.slots.len());
-        while let Some(slot) = self
-            .slots
-            .get_mut(..count_max)
-            .and_then(|s| s.get_mut(self.taken))
-        {
-            match receive_one(socket, slot) {
+        let buffers = self.buffers.chunks_exact_mut(DATAGRAM_BUFFER_BYTES);
+        for (slot, buffer) in self.slots.iter_mut().zip(buffers).take(count_max) {
+            match receive_one(socket, slot, buffer) {
                 Ok(()) => self.taken += 1,
-                Err(error) => match error.kind() {
-                    io::ErrorKind::Interrupted => {}
-                    io::ErrorKind::WouldBlock => break,
-                    _ if self.taken > 0 => break,
-                    _ => return Err(error),
-                },
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(_) if self.taken > 0 => break,
+                Err(error) => return Err(error),
             }
         }
         Ok(self.taken)
@@ -84,27 +80,31 @@ impl ReceiveRing {
 
     /// The datagrams of the last [`ReceiveRing::receive`].
     pub fn datagrams(&self) -> impl Iterator<Item = Received<'_>> {
-        self.slots.iter().take(self.taken).map(|slot| {
-            let filled = slot.buffer.get(..slot.length).unwrap_or_default();
-            Received {
-                // SAFETY: every byte of the buffer was initialised when it was made, and
-                // `MaybeUninit<u8>` is laid out as `u8`.
-                bytes: unsafe { std::slice::from_raw_parts(filled.as_ptr().cast(), filled.len()) },
-                source: match &slot.source {
-                    Address::Ip(ip) => Source::Ip(*ip),
-                    Address::Unix(path) => Source::Unix(path),
-                },
-                is_truncated: slot.is_truncated,
-            }
+        let buffers = self.buffers.chunks_exact(DATAGRAM_BUFFER_BYTES);
+        let taken = self.slots.iter().take(self.taken);
+        taken.zip(buffers).map(|(slot, buffer)| Received {
+            bytes: buffer.get(..slot.length).unwrap_or(buffer),
+            source: match &slot.source {
+                Address::Ip(ip) => Source::Ip(*ip),
+                Address::Unix(path) => Source::Unix(path),
+            },
+            is_truncated: slot.is_truncated,
         })
     }
 }
 
-fn receive_one(socket: BorrowedFd<'_>, slot: &mut Slot) -> io::Result<()> {
+fn receive_one(socket: BorrowedFd<'_>, slot: &mut Slot, buffer: &mut [u8]) -> io::Result<()> {
     let socket = SockRef::from(&socket);
-    let mut slices = [socket2::MaybeUninitSlice::new(&mut slot.buffer)];
-    let (length, flags, source) =
-        socket.recv_from_vectored_with_flags(&mut slices, libc::MSG_DONTWAIT)?;
+    // SAFETY: `MaybeUninit<u8>` is laid out as `u8`, and nothing uninitialised is written through
+    // it: socket2 promises to hand it to the kernel, which writes bytes, and to nobody else.
+    let buffer = unsafe { &mut *(ptr::from_mut(buffer) as *mut [MaybeUninit<u8>]) };
+    let mut slices = [socket2::MaybeUninitSlice::new(buffer)];
+    let (length, flags, source) = loop {
+        match socket.recv_from_vectored_with_flags(&mut slices, libc::MSG_DONTWAIT) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => break result?,
+        }
+    };
     slot.length = length;
     slot.is_truncated = flags.is_truncated();
     slot.source = match source.as_socket() {

@@ -1,0 +1,128 @@
+//! The kernel's account of a listener's sockets: what waits in their buffers, and what it dropped
+//! for want of room.
+//!
+//! Read by the data threads while traffic flows, at each scrape, and when all is over: a socket
+//! with a count of 32 bits must be read before it has gone all the way round.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::sync::{Mutex, PoisonError};
+
+use super::sys::{self, SocketMemory};
+
+/// What one reading of several sockets says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reading {
+    /// What waiting datagrams are charged, in bytes.
+    pub used_bytes: u32,
+    /// How far that may go, in bytes.
+    pub size_bytes: u32,
+    /// Datagrams dropped since the first reading.
+    pub drops: u64,
+}
+
+/// Second handles of the sockets of one listener, one for each data thread that listens there.
+#[derive(Debug)]
+pub struct Account(Vec<Socket>);
+
+#[derive(Debug)]
+struct Socket {
+    handle: OwnedFd,
+    drops: Mutex<Drops>,
+}
+
+/// The kernel's count, which wraps, made one that does not.
+#[derive(Debug)]
+struct Drops {
+    last: u32,
+    total: u64,
+}
+
+impl Drops {
+    fn read(&mut self, drops: u32) -> u64 {
+        self.total += u64::from(drops.wrapping_sub(self.last));
+        self.last = drops;
+        self.total
+    }
+}
+
+impl Account {
+    /// Begins with a first reading: what an inherited socket had dropped before is not counted.
+    pub fn open(handles: impl IntoIterator<Item = OwnedFd>) -> Self {
+        let sockets = handles.into_iter().map(|handle| {
+            let last = sys::socket_memory(handle.as_fd()).map_or(0, |memory| memory.drops);
+            let drops = Mutex::new(Drops { last, total: 0 });
+            Socket { handle, drops }
+        });
+        Self(sockets.collect())
+    }
+
+    /// The numbers of the sockets, by which the kernel's lists name them. None that cannot be had.
+    pub fn inodes(&self) -> impl Iterator<Item = u64> {
+        let inode = |socket: &Socket| {
+            let socket = File::from(socket.handle.try_clone()?);
+            socket.metadata().map(|metadata| metadata.ino())
+        };
+        self.0.iter().map(inode).filter_map(io::Result::ok)
+    }
+
+    /// All sockets together, where the system keeps such an account.
+    pub fn read(&self) -> Option<Reading> {
+        self.0.iter().try_fold(Reading::default(), |sum, socket| {
+            let SocketMemory {
+                receive_used_bytes,
+                receive_buffer_bytes,
+                drops,
+            } = sys::socket_memory(socket.handle.as_fd())?;
+            let mut total = socket.drops.lock().unwrap_or_else(PoisonError::into_inner);
+            Some(Reading {
+                used_bytes: sum.used_bytes.saturating_add(receive_used_bytes),
+                size_bytes: sum.size_bytes.saturating_add(receive_buffer_bytes),
+                drops: sum.drops + total.read(drops),
+            })
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+
+    use super::*;
+
+    #[test]
+    fn a_count_that_wraps_goes_on() {
+        let mut drops = Drops {
+            last: u32::MAX - 1,
+            total: 0,
+        };
+        assert_eq!([u32::MAX, 3, 3].map(|now| drops.read(now)), [1, 5, 5]);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn what_an_inherited_socket_had_dropped_before_is_not_counted() {
+        let inherited = UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket2::SockRef::from(&inherited)
+            .set_recv_buffer_size(1)
+            .unwrap();
+        let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+        sender.connect(inherited.local_addr().unwrap()).unwrap();
+        let overflow = || {
+            let before = sys::socket_memory(inherited.as_fd()).unwrap().drops;
+            while sys::socket_memory(inherited.as_fd()).unwrap().drops == before {
+                sender.send(&[0; 512]).unwrap();
+            }
+            sys::socket_memory(inherited.as_fd()).unwrap().drops - before
+        };
+        overflow();
+        let account = Account::open([inherited.try_clone().unwrap().into()]);
+        assert_eq!(account.read().unwrap().drops, 0);
+        let drops = overflow();
+        let reading = account.read().unwrap();
+        assert_eq!(reading.drops, u64::from(drops));
+        assert!(reading.used_bytes > 0 && reading.size_bytes > 0);
+    }
+}
