@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Optional
+from typing import Any
 
 # So many of a hundred datagrams are lost, so many of the others doubled.
 LOST_PERCENT = 20
@@ -23,13 +23,13 @@ _TURN_SECONDS = 0.01
 
 
 class LossyWay:
-    """Clients talk to `address` as if it were the bus's. One client at a time."""
+    """Clients talk to `address` as if it were the bus's. What the bus sends goes
+    to the one that spoke last."""
 
-    def __init__(self, bus: str, seed: int, *, doubled_percent: int = DOUBLED_PERCENT) -> None:
+    def __init__(self, bus: str, seed: int) -> None:
         host, port = bus[len("udp://") :].rsplit(":", 1)
         self._bus = (host, int(port))
         self._rng = random.Random(seed)
-        self._doubled_percent = doubled_percent
         self._front = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._front.bind(("127.0.0.1", 0))
         self._back = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -84,7 +84,7 @@ class LossyWay:
             return
         if self._rng.randrange(100) < LOST_PERCENT:
             return
-        for _ in range(2 if self._rng.randrange(100) < self._doubled_percent else 1):
+        for _ in range(2 if self._rng.randrange(100) < DOUBLED_PERCENT else 1):
             self._put(now + DELAY_SECONDS_MAX * self._rng.random(), onward, datagram)
 
     def _put(self, due: float, onward: socket.socket, datagram: bytes) -> None:
@@ -94,14 +94,13 @@ class LossyWay:
     def _deliver(self) -> None:
         while self._underway and self._underway[0][0] <= time.monotonic():
             _, _, onward, datagram = heapq.heappop(self._underway)
-            to: Optional[Any] = self._client if onward is self._front else self._bus
-            onward.sendto(datagram, to)
+            onward.sendto(datagram, self._client if onward is self._front else self._bus)
 
 
 @contextmanager
-def lossy_way(bus: str, seed: int, **arguments: int) -> Iterator[LossyWay]:
+def lossy_way(bus: str, seed: int) -> Iterator[LossyWay]:
     """A network that is gone in the end."""
-    way = LossyWay(bus, seed, **arguments)
+    way = LossyWay(bus, seed)
     try:
         yield way
     finally:

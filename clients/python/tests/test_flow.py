@@ -30,7 +30,7 @@ def test_what_is_missing_is_awaited_then_lost() -> None:
     assert ledger.awaited == 6
     due = ledger.poll_timeout()
     assert due == NOW + WINDOW_SECONDS
-    ledger.settle(math.nextafter(due, 0.0) if hasattr(math, "nextafter") else due - 1e-6)
+    ledger.settle(math.nextafter(due, 0.0))
     assert ledger.total().lost == 0
     ledger.settle(due)
     assert ledger.total() == FlowCounts(received=1, lost=6, dropped=4)

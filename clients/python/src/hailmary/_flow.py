@@ -5,8 +5,8 @@ clock, and no stamp can make it raise or count backwards.
 
 A stamp says how many events of its flow went before the frame (`sequence`), and
 how many of these the bus itself dropped (`dropped`). Datagrams may be reordered
-and doubled, so what is missing is not lost at once: it stays awaited for
-`WINDOW_SECONDS`. At any time
+and doubled, so what is missing is not lost at once: it stays awaited for a
+window. At any time
 
     sequence after the newest frame = received + lost + dropped + awaited
 
@@ -25,10 +25,13 @@ from collections import deque
 from typing import NamedTuple, Optional
 
 WINDOW_SECONDS = 3.0
-"""How long a missing event is awaited before it is lost: far longer than any
-network holds a datagram back that it still delivers, and longer than it takes
-till the next stamp of a bus that has learnt meanwhile of what it dropped, since
-leases are renewed every 2 seconds."""
+"""How long a subscriber awaits a missing event before it is lost: far longer
+than any network holds a datagram back that it still delivers, and longer than
+the 2 seconds between renewals of a lease, whose stamps tell what the bus has
+learnt meanwhile to have dropped."""
+
+PUBLISHER_WINDOW_SECONDS = 1.0
+"""How long a bus awaits a missing event of a publisher."""
 
 GAPS_MAX = 64
 """Gaps of one flow that are awaited at once. With more, the oldest is lost: a
@@ -83,10 +86,12 @@ class Tracker:
         "_received",
         "_sender_dropped",
         "_start",
+        "_window",
         "next",
     )
 
     def __init__(self) -> None:
+        self._window = WINDOW_SECONDS
         self.next = 0
         """The sequence that the next frame has if nothing is missing before it."""
         # The first sequence, and when the flow began, where its first frame
@@ -107,15 +112,17 @@ class Tracker:
 
     @classmethod
     def from_zero(cls) -> Tracker:
-        """A flow that is followed from its very first event."""
+        """The bus's flow to a subscriber, which is followed from its very first
+        event."""
         return cls()
 
     @classmethod
     def from_first(cls, now: float, sequence: int, dropped: int) -> Tracker:
-        """A flow that is followed from its first frame on that arrives: what
-        went before may have gone to somebody else. A frame from before it that
-        comes within the window counts as well."""
+        """A publisher's flow, which a bus follows from its first frame on that
+        arrives. A frame from before it that comes within the window counts as
+        well."""
         tracker = cls()
+        tracker._window = PUBLISHER_WINDOW_SECONDS
         tracker._start, tracker._began = sequence, now
         tracker.next = sequence
         tracker._dropped_before = min(dropped, sequence)
@@ -131,7 +138,7 @@ class Tracker:
     def settle(self, now: float) -> None:
         """Counts as lost what has been awaited for the whole window."""
         gaps = self._gaps
-        while gaps and (len(gaps) > GAPS_MAX or now >= gaps[0].since + WINDOW_SECONDS):
+        while gaps and (len(gaps) > GAPS_MAX or now >= gaps[0].since + self._window):
             gap = gaps.popleft()
             self._missing += gap.end - gap.start
         self._count_missing()
@@ -142,7 +149,7 @@ class Tracker:
 
     def poll_timeout(self) -> float:
         """When `settle` has something to count if nothing arrives; else never."""
-        return self._gaps[0].since + WINDOW_SECONDS if self._gaps else math.inf
+        return self._gaps[0].since + self._window if self._gaps else math.inf
 
     def counts(self) -> FlowCounts:
         """The counts so far."""
@@ -203,7 +210,7 @@ class Tracker:
     def _begin_earlier(self, now: float, sequence: int, dropped: int, end: int) -> bool:
         """Lets the flow begin with a frame from before the one that arrived first."""
         start = self._start
-        if start is None or end > start or now >= self._began + WINDOW_SECONDS:
+        if start is None or end > start or now >= self._began + self._window:
             return False
         if end < start:
             self._gaps.appendleft(_Gap(end, start, self._began))

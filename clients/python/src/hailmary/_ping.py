@@ -39,15 +39,16 @@ class Pong:
     """Events that the bus received, each once."""
 
     lost: int
-    """Events that the bus counts as lost on the way to it."""
+    """Events that the bus misses, by the stamps of what it received and of the
+    question: lost on the way to it, or overtaken there, so it may fall again."""
 
     round_trip_seconds: float
     """From the question to its answer."""
 
     @property
     def in_flight(self) -> int:
-        """Events of which the bus told neither: on their way, published while it
-        answered, or missing and still awaited."""
+        """Events of which the bus told neither, since they were published while
+        it answered."""
         return self.sent - self.received - self.lost
 
 
