@@ -65,6 +65,8 @@ def test_a_grant_tells_of_what_was_lost_behind_the_newest_frame() -> None:
 def test_a_grant_below_what_had_arrived_is_of_a_new_flow() -> None:
     ledger = flow_of(5)
     ledger.begin_request()
+    ledger.handle_grant(NOW, 5, 0)
+    ledger.begin_request()
     ledger.handle_grant(NOW, 3, 0)
     assert settled(ledger) == FlowCounts(received=5, lost=3)
     ledger.record(NOW, 3, 0, 1)
@@ -72,10 +74,22 @@ def test_a_grant_below_what_had_arrived_is_of_a_new_flow() -> None:
     assert ledger.of_bus() == ledger.total()
 
 
+def test_a_late_grant_is_of_no_new_flow() -> None:
+    ledger = flow_of(5)
+    ledger.begin_request()
+    ledger.record(NOW, 5, 0, 4)
+    ledger.handle_grant(NOW, 9, 0)
+    ledger.begin_request()
+    ledger.handle_grant(NOW, 5, 0)
+    ledger.record(NOW, 9, 0, 1)
+    assert settled(ledger) == FlowCounts(received=10)
+
+
 def test_a_flow_that_ends_awaits_nothing_more() -> None:
     ledger = Ledger()
     ledger.record(NOW, 3, 0, 1)
     ledger.begin_request()
+    ledger.lapse()
     ledger.handle_grant(NOW, 0, 0)
     assert (ledger.total(), ledger.awaited) == (FlowCounts(received=1, lost=3), 0)
 
@@ -118,6 +132,7 @@ def test_the_first_events_of_a_new_flow_may_overtake_its_grant(grant: Optional[i
 def test_a_doubted_flow_goes_on_if_the_sequence_does() -> None:
     ledger = flow_of(5)
     ledger.begin_request()
+    ledger.lapse()
     ledger.doubt_flow()
     ledger.record(NOW, 6, 0, 1)
     assert settled(ledger) == FlowCounts(received=6, lost=1)
@@ -126,6 +141,7 @@ def test_a_doubted_flow_goes_on_if_the_sequence_does() -> None:
 def test_a_doubted_flow_begins_anew_if_the_sequence_does() -> None:
     ledger = flow_of(5)
     ledger.begin_request()
+    ledger.lapse()
     ledger.doubt_flow()
     ledger.record(NOW, 1, 1, 2)
     assert settled(ledger) == FlowCounts(received=7, dropped=1)

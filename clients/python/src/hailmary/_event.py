@@ -36,11 +36,9 @@ class Loss:
     """Events that are missing in the stream: a notice that stands where this
     became known, before whatever comes next.
 
-    It adds up all that was counted since the notice before it, so over a
-    subscription the sums are those of its `SubscriptionStats`:
-
-        sum of lost           = stats.lost + stats.dropped_by_bus
-        sum of dropped_by_bus = stats.dropped_by_bus
+    It tells what was counted since the notice before it. Each missing event is
+    in one notice and in one of its two counts, so their sums over a subscription
+    are the counts of the same names in its `SubscriptionStats`.
 
     What the bus dropped is told as soon as its stamps tell of it; what was lost
     on the way, once it has been awaited for 3 seconds. So that may be missing
@@ -48,10 +46,16 @@ class Loss:
     """
 
     lost: int
-    """Events that are missing, those that the bus dropped included; at least 1."""
+    """Events that the bus sent and that were lost on the way, or in this
+    socket's full buffer."""
 
     dropped_by_bus: int
-    """How many of them the bus dropped. The others were lost on the way."""
+    """Events that the bus dropped itself. They are not among `lost`."""
+
+    @property
+    def events(self) -> int:
+        """Both together; at least 1."""
+        return self.lost + self.dropped_by_bus
 
     def __str__(self) -> str:
-        return f"{self.lost} events lost, {self.dropped_by_bus} of them dropped by the bus"
+        return f"{self.events} events lost, {self.dropped_by_bus} of them dropped by the bus"

@@ -238,14 +238,20 @@ class Ledger:
     A new lease's flow begins at sequence 0. Whether a bus of the same id that
     grants a lease has begun a new flow or goes on with the old one, its answer
     tells: the stamp on it can be lower than what had arrived when the lease was
-    asked for only if the flow is a new one.
+    asked for only if the flow is a new one. A renewal's is held against what had
+    arrived one request earlier, so that no late answer passes for a new flow's.
+
+    Where the very answer that began a flow got lost, and the next one's stamp is
+    past all that, the new flow passes for the old one.
     """
 
     def __init__(self) -> None:
         self._flow = Tracker.from_zero()
-        # A lower sequence on the answer to the open request is a new flow's. 0
-        # where the flow is no older than the request.
+        # How far the flow had come when the newest request was first made.
         self._asked_at = 0
+        # A lower sequence on a grant is of a new flow. 0 where the flow is no
+        # older than the request.
+        self._new_below = 0
         self._in_doubt = False
         self._ended_of_bus = FlowCounts()
         self._of_earlier_buses = FlowCounts()
@@ -254,24 +260,25 @@ class Ledger:
         """Counts one frame of events."""
         if self._in_doubt:
             self._in_doubt = False
-            if self._asked_at and sequence < self._flow.next:
+            if self._new_below and sequence < self._flow.next:
                 self._end_flow()
         self._flow.record(now, sequence, dropped, events)
 
     def begin_request(self) -> None:
-        """The first request goes out that nothing has answered yet."""
-        self._asked_at = self._flow.next
+        """A lease is asked for. To repeat that is not to ask anew: a late answer
+        may be to the first request."""
+        self._new_below, self._asked_at = self._asked_at, self._flow.next
 
     def lapse(self) -> None:
         """The lease ended. Its last events may still be in the socket, so that
         they come after the request for another; but if that one's flow has no
         events yet, it is not the old one."""
-        self._asked_at = max(self._asked_at, 1)
+        self._new_below = max(self._asked_at, 1)
 
     def handle_grant(self, now: float, sequence: int, dropped: int) -> None:
         """Counts the stamp on a lease that the present bus grants or renews."""
         self._in_doubt = False
-        if sequence < self._asked_at:
+        if sequence < self._new_below:
             self._end_flow()
         self._flow.record(now, sequence, dropped, 0)
 
@@ -324,4 +331,4 @@ class Ledger:
         self._flow.settle_all()
         self._ended_of_bus = self._ended_of_bus.plus(self._flow.counts())
         self._flow = Tracker.from_zero()
-        self._asked_at = 0
+        self._asked_at = self._new_below = 0

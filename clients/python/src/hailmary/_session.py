@@ -140,11 +140,11 @@ class Session:
             self._ledger.settle(now)
 
     def poll_loss(self) -> Optional[Loss]:
-        """What was counted as missing since the last call, if there is any."""
+        """What was counted as lost or dropped since the last call, if there is any."""
         total, told = self._ledger.total(), self._told
         self._told = total
         lost, dropped = total.lost - told.lost, total.dropped - told.dropped
-        return Loss(lost + dropped, dropped) if lost or dropped else None
+        return Loss(lost, dropped) if lost or dropped else None
 
     def close(self) -> Optional[bytes]:
         """Ends it; what it returns is to be sent once."""
