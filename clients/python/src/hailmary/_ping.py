@@ -47,8 +47,8 @@ class Pong:
 
     @property
     def in_flight(self) -> int:
-        """Events of which the bus told neither, since they were published while
-        it answered."""
+        """Events of which the bus told neither: they were published while it
+        answered, or before this run of it first heard of the publisher."""
         return self.sent - self.received - self.lost
 
 
