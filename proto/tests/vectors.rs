@@ -1,14 +1,17 @@
-//! The golden datagrams and topics in `tests/vectors`, read by the view and by prost.
+//! The golden datagrams, topics and flows in `tests/vectors`, read by the view, by prost and by
+//! the tracker.
 
 #[cfg(test)]
 mod support;
 
 use hailmary_proto::decode::{Decoder, EventView, FrameView};
+use hailmary_proto::flow::{Position, Tracker};
 use hailmary_proto::topic::{TopicError, check_pattern, check_topic, matches};
 use hailmary_proto::v1;
 use hailmary_proto::v1::frame::Control;
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 use support::check_against_prost;
 
 #[derive(Deserialize)]
@@ -245,5 +248,116 @@ fn topics() {
             "{} for {}",
             case.pattern, case.topic
         );
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Flow {
+    name: String,
+    #[serde(rename = "why")]
+    _why: String,
+    first: Option<First>,
+    steps: Vec<Step>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct First {
+    at_ms: u64,
+    sequence: String,
+    dropped: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Step {
+    at_ms: Option<u64>,
+    frame: Option<FlowFrame>,
+    then: Then,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FlowFrame {
+    sequence: String,
+    dropped: String,
+    events: u64,
+}
+
+#[derive(Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+struct Then {
+    received: u64,
+    lost: u64,
+    dropped: u64,
+    duplicates: u64,
+    awaited: u64,
+}
+
+impl From<&Tracker> for Then {
+    fn from(flow: &Tracker) -> Self {
+        let counts = flow.counts();
+        Then {
+            received: counts.received,
+            lost: counts.lost,
+            dropped: counts.dropped,
+            duplicates: counts.duplicates,
+            awaited: flow.awaited(),
+        }
+    }
+}
+
+#[cfg(test)]
+fn position(sequence: &str, dropped: &str) -> Position {
+    Position {
+        sequence: sequence.parse().expect("a number"),
+        dropped: dropped.parse().expect("a number"),
+    }
+}
+
+#[cfg(test)]
+impl Flow {
+    fn begin(&self) -> Tracker {
+        let Some(First {
+            at_ms,
+            sequence,
+            dropped,
+        }) = &self.first
+        else {
+            return Tracker::from_zero();
+        };
+        Tracker::from_first(Duration::from_millis(*at_ms), position(sequence, dropped))
+    }
+}
+
+#[cfg(test)]
+impl Step {
+    fn apply(&self, flow: &mut Tracker) {
+        let now = self.at_ms.map(Duration::from_millis);
+        match (&self.frame, now) {
+            (Some(frame), Some(now)) => {
+                let at = position(&frame.sequence, &frame.dropped);
+                flow.record(now, at, frame.events);
+            }
+            (None, Some(now)) => {
+                flow.settle(now);
+            }
+            (None, None) => {
+                flow.settle_all();
+            }
+            (Some(_), None) => panic!("a frame comes at some time"),
+        }
+    }
+}
+
+#[test]
+fn flows() {
+    for case in read::<Vec<Flow>>("flows.json") {
+        let mut flow = case.begin();
+        for (number, step) in case.steps.iter().enumerate() {
+            step.apply(&mut flow);
+            assert_eq!(Then::from(&flow), step.then, "{}, step {number}", case.name);
+        }
     }
 }

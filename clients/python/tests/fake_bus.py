@@ -30,6 +30,7 @@ class FakeBus:
         self.path = path
         self.id = secrets.randbits(64)
         self.sequence = 0
+        self.dropped = 0
         self.subscriber: Any = None
 
     @property
@@ -79,7 +80,7 @@ class FakeBus:
         """Grants the lease."""
         cookie = b"cookie of %d" % self.id
         lease = bus_pb2.Lease(bus=self.id, lease_ms=lease_ms, cookie=cookie, nonce=nonce)
-        self._reply(bus_pb2.Frame(lease=lease))
+        self._reply(bus_pb2.Frame(lease=lease, stamp=self._stamp()))
 
     def refuse(self, reason: "bus_pb2.Refusal.Reason") -> None:
         """Takes one request and refuses it."""
@@ -89,10 +90,25 @@ class FakeBus:
     def send(self, *payloads: bytes) -> None:
         """Sends events to the subscriber."""
         events = [bus_pb2.Event(topic="a.b", payload=payload) for payload in payloads]
-        stamp = bus_pb2.Stamp(sender=self.id, sequence=self.sequence)
+        frame = bus_pb2.Frame(events=events, stamp=self._stamp())
         self.sequence += len(events)
-        frame = bus_pb2.Frame(events=events, stamp=stamp)
         self.egress.sendto(frame.SerializeToString(), self.subscriber)
+
+    def lose(self, events: int) -> None:
+        """Sends so many events, which get lost."""
+        self.sequence += events
+
+    def drop(self, events: int) -> None:
+        """Drops so many events itself."""
+        self.sequence += events
+        self.dropped += events
+
+    def answer_ping(self, received: int, lost: int) -> bus_pb2.Frame:
+        """Takes a ping, which it returns, and tells what came of the sender's events."""
+        asked = self.receive()
+        pong = bus_pb2.Pong(nonce=asked.ping.nonce, bus=self.id, received=received, lost=lost)
+        self._reply(bus_pb2.Frame(pong=pong))
+        return asked
 
     def close(self) -> None:
         """Is gone, and its path with it."""
@@ -100,6 +116,9 @@ class FakeBus:
         self.egress.close()
         if self.path is not None:
             self.path.unlink(missing_ok=True)
+
+    def _stamp(self) -> bus_pb2.Stamp:
+        return bus_pb2.Stamp(sender=self.id, sequence=self.sequence, dropped=self.dropped)
 
     def _reply(self, frame: bus_pb2.Frame) -> None:
         self.ingress.sendto(frame.SerializeToString(), self.subscriber)

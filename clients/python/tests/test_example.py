@@ -46,7 +46,7 @@ hailmary_leases 1
 
 
 def books(**changes: Any) -> Books:
-    subscriber = {"received": 70, "lost": 5, "dropped_by_bus": 5, "lapses": 0}
+    subscriber = {"received": 70, "lost": 3, "awaited": 2, "dropped_by_bus": 5, "lapses": 0}
     published = {"offered": 100, "sent": 98, "dropped": 2}
     subscriber.update({name: value for name, value in changes.items() if name in subscriber})
     published.update({name: value for name, value in changes.items() if name in published})
@@ -64,7 +64,7 @@ def test_books_that_balance_are_left_alone() -> None:
     ("change", "contradictions"),
     [
         ({"received": 69}, 2),
-        ({"lost": 6}, 2),
+        ({"lost": 4}, 2),
         ({"dropped_by_bus": 4}, 1),
         ({"lapses": 1}, 1),
         ({"sent": 97}, 1),

@@ -7,14 +7,15 @@ import signal
 import socket
 import sys
 import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
 from typing import Any, Callable, Optional
 
 import pytest
-from fake_bus import FakeBus, fake_bus
+from fake_bus import PATIENCE_SECONDS, FakeBus, fake_bus
 
-from hailmary import Publisher, PublisherStats
+from hailmary import Pong, Publisher, PublisherStats
 from hailmary._wire import bus_pb2
 
 
@@ -74,6 +75,84 @@ def test_each_publisher_is_a_sender_of_its_own(bus: FakeBus) -> None:
         other.publish("a", b"")
     first, second = bus.receive_all()
     assert first.stamp.sender != second.stamp.sender
+
+
+def ping(publisher: Publisher, timeout: float = PATIENCE_SECONDS) -> "Future[Optional[Pong]]":
+    """Asks in a thread, since it waits for the bus, which is this thread."""
+    pool = ThreadPoolExecutor(1)
+    try:
+        return pool.submit(publisher.ping, timeout)
+    finally:
+        pool.shutdown(wait=False)
+
+
+def test_a_bus_tells_what_it_received_and_lost(bus: FakeBus) -> None:
+    with Publisher(bus.address) as publisher:
+        for _ in range(5):
+            publisher.publish("a", b"")
+        sender = bus.receive_all()[0].stamp.sender
+        asked = ping(publisher)
+        question = bus.answer_ping(received=3, lost=1)
+        pong = asked.result(PATIENCE_SECONDS)
+        assert question.stamp == bus_pb2.Stamp(sender=sender, sequence=5)
+        assert pong is not None
+        assert (pong.bus, pong.sent, pong.received, pong.lost) == (bus.id, 5, 3, 1)
+        assert pong.in_flight == 1
+        assert pong.round_trip_seconds > 0
+        assert publisher.stats() == PublisherStats(sent=5, pong=pong)
+
+
+def test_a_ping_that_got_lost_is_sent_again(bus: FakeBus) -> None:
+    with Publisher(bus.address) as publisher:
+        asked = ping(publisher)
+        lost = bus.receive()
+        again = bus.answer_ping(received=0, lost=0)
+        assert asked.result(PATIENCE_SECONDS) is not None
+        assert lost.ping.nonce != again.ping.nonce
+
+
+def test_a_ping_tells_of_what_was_dropped_here(tmp_path: Path) -> None:
+    publisher = Publisher(f"unix://{tmp_path}/bus.sock")
+    publisher.publish("a", b"too early")
+    with publisher, fake_bus(tmp_path / "bus.sock") as bus:
+        asked = ping(publisher)
+        stamp = bus.answer_ping(received=0, lost=0).stamp
+        assert (stamp.sequence, stamp.dropped) == (1, 1)
+        pong = asked.result(PATIENCE_SECONDS)
+        assert pong is not None and (pong.sent, pong.in_flight) == (0, 0)
+
+
+def test_a_bus_that_does_not_answer_is_no_error(bus: FakeBus) -> None:
+    with Publisher(bus.address) as publisher:
+        assert publisher.ping(timeout=0.01) is None
+        assert publisher.stats().pong is None
+    with Publisher("bus.invalid:7277") as nowhere:
+        assert nowhere.ping() is None
+
+
+def test_no_descriptor_to_ask_by_is_no_answer(
+    bus: FakeBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_socket(*_: object) -> socket.socket:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    with Publisher(bus.address) as publisher, monkeypatch.context() as patch:
+        patch.setattr(socket, "socket", no_socket)
+        assert publisher.ping() is None
+
+
+def test_the_answers_of_others_are_ignored() -> None:
+    with fake_bus() as bus, fake_bus() as stranger, Publisher(bus.address) as publisher:
+        asked = ping(publisher, timeout=0.3)
+        nonce = bus.receive().ping.nonce
+        pong, other = (
+            bus_pb2.Frame(pong=bus_pb2.Pong(nonce=answered)).SerializeToString()
+            for answered in (nonce, nonce ^ 1)
+        )
+        stranger.ingress.sendto(pong, bus.subscriber)
+        for wrong in (b"\xff", other):
+            bus.ingress.sendto(wrong, bus.subscriber)
+        assert asked.result(PATIENCE_SECONDS) is None
 
 
 def test_what_is_no_event_is_raised_and_not_counted(bus: FakeBus) -> None:

@@ -7,14 +7,16 @@ from typing import Optional
 
 import pytest
 
-from hailmary._event import Event
+from hailmary._event import Event, Loss
+from hailmary._flow import WINDOW_SECONDS, FlowCounts
 from hailmary._lease import (
     RENEWAL_SECONDS_MAX,
     RETRY_SECONDS_MAX,
     RETRY_SECONDS_MIN,
     Reason,
+    padded,
 )
-from hailmary._session import Origin, Session
+from hailmary._session import Origin, Session, SubscriptionStats
 from hailmary._wire import bus_pb2
 
 NONCE = 0x1122334455667788
@@ -47,9 +49,21 @@ class Subscriber:
     def challenge(self, cookie: bytes = b"challenge", nonce: int = NONCE) -> None:
         self.get(bus_pb2.Frame(challenge=bus_pb2.Challenge(cookie=cookie, nonce=nonce)))
 
-    def grant(self, bus: int = BUS, lease_ms: int = LEASE_MS, cookie: bytes = b"lease") -> None:
+    def grant(
+        self,
+        bus: int = BUS,
+        lease_ms: int = LEASE_MS,
+        cookie: bytes = b"lease",
+        at: Optional[tuple[int, int]] = None,
+    ) -> None:
+        """Grants a lease; `at` are the sequence and the dropped events of a stamp on it."""
         lease = bus_pb2.Lease(bus=bus, lease_ms=lease_ms, cookie=cookie, nonce=NONCE)
-        self.get(bus_pb2.Frame(lease=lease))
+        frame = bus_pb2.Frame(lease=lease)
+        if at is not None:
+            sequence, dropped = at
+            stamp = bus_pb2.Stamp(sender=bus, sequence=sequence, dropped=dropped)
+            frame.stamp.CopyFrom(stamp)
+        self.get(frame)
 
     def refuse(self, reason: "bus_pb2.Refusal.Reason") -> None:
         self.get(bus_pb2.Frame(refusal=bus_pb2.Refusal(reason=reason, nonce=NONCE)))
@@ -61,6 +75,11 @@ class Subscriber:
         stamp = bus_pb2.Stamp(sender=bus, sequence=sequence, dropped=dropped, weight=weight)
         events = [bus_pb2.Event(topic="a.b", payload=b"%d" % at) for at in range(count)]
         return self.get(bus_pb2.Frame(stamp=stamp, events=events), Origin.ELSEWHERE)
+
+    def stats(self) -> SubscriptionStats:
+        """The counts once nothing is awaited any more."""
+        self.session.handle_timeout(self.now + WINDOW_SECONDS)
+        return self.session.stats()
 
 
 def subscribed() -> Subscriber:
@@ -90,7 +109,7 @@ def test_the_handshake() -> None:
 
 
 @pytest.mark.parametrize("cookie", [b"", b"x" * 7, b"x" * 60])
-def test_every_request_is_padded(cookie: bytes) -> None:
+def test_every_request_ispadded(cookie: bytes) -> None:
     subscriber = Subscriber()
     if cookie:
         subscriber.request()
@@ -101,12 +120,10 @@ def test_every_request_is_padded(cookie: bytes) -> None:
 
 @pytest.mark.parametrize("length", range(66))
 def test_padding_adds_nothing_that_is_read(length: int) -> None:
-    from hailmary._lease import _padded
-
     frame = bus_pb2.Frame(subscribe=bus_pb2.Subscribe(name="x" * length))
-    padded = _padded(frame)
-    assert max(64, frame.ByteSize()) <= len(padded) <= max(66, frame.ByteSize())
-    assert bus_pb2.Frame.FromString(padded).subscribe == frame.subscribe
+    datagram = padded(frame)
+    assert max(64, frame.ByteSize()) <= len(datagram) <= max(66, frame.ByteSize())
+    assert bus_pb2.Frame.FromString(datagram).subscribe == frame.subscribe
 
 
 def test_a_silent_bus_is_asked_ever_less_often_and_for_ever() -> None:
@@ -128,9 +145,12 @@ def test_renewals_come_in_time_with_the_newest_cookie_and_a_report() -> None:
     renewal = subscriber.next_request()
     assert subscriber.now - granted == pytest.approx(RENEWAL_SECONDS_MAX)
     assert renewal.cookie == b"lease"
-    assert renewal.report == bus_pb2.Report(bus=BUS, received=4, lost=1)
+    assert renewal.report == bus_pb2.Report(bus=BUS, received=4), "one may come yet"
     subscriber.grant(cookie=b"newer")
-    assert subscriber.next_request().cookie == b"newer"
+    subscriber.session.handle_timeout(granted + WINDOW_SECONDS)
+    second = subscriber.next_request()
+    assert second.cookie == b"newer"
+    assert second.report == bus_pb2.Report(bus=BUS, received=4, lost=1)
 
 
 @pytest.mark.parametrize(("lease_ms", "seconds"), [(1500, 0.5), (0, 0.1), (2**32 - 1, 2.0)])
@@ -179,7 +199,7 @@ def test_events_before_the_lease_are_ignored_and_told_as_lost() -> None:
     assert subscriber.events(0, 2) == []
     subscriber.grant()
     assert len(subscriber.events(2, 1)) == 1
-    assert subscriber.session.stats().lost == 2
+    assert subscriber.stats().lost == 2
 
 
 @pytest.mark.parametrize("datagram", [b"\xff", b"\x0a\x05abc", b"\x12\xff\xff\xff\xff\xff\x7f"])
@@ -268,7 +288,7 @@ def test_a_restarted_bus_is_a_new_flow() -> None:
     subscriber.grant(bus=BUS + 1)
     assert subscriber.events(0, 2, bus=BUS) == [], "the old one is gone"
     assert len(subscriber.events(1, 2, bus=BUS + 1)) == 2
-    stats = subscriber.session.stats()
+    stats = subscriber.stats()
     assert (stats.received, stats.lost) == (7, 1)
     assert (stats.bus_restarts, stats.lapses) == (1, 1)
     assert subscriber.next_request().report == bus_pb2.Report(bus=BUS + 1, received=2, lost=1)
@@ -310,20 +330,23 @@ def test_a_standstill_beyond_the_lease_delivers_what_waits_and_recovers() -> Non
     subscriber.grant()
     assert len(subscriber.events(0, 2)) == 2, "the new flow"
     subscriber.events(4, 1)
-    stats = subscriber.session.stats()
+    stats = subscriber.stats()
     assert (stats.received, stats.lost, stats.lapses) == (11, 2, 1)
 
 
-def test_a_cookie_that_outlived_its_lease_begins_a_flow_too() -> None:
+@pytest.mark.parametrize("at", [None, (0, 0)])
+def test_a_cookie_that_outlived_its_lease_begins_a_flow_too(
+    at: Optional[tuple[int, int]],
+) -> None:
     subscriber = subscribed()
     subscriber.events(0, 5)
     subscriber.now += 2 * LEASE_MS / 1000
     subscriber.request()
     subscriber.events(5, 3)
-    subscriber.grant()
+    subscriber.grant(at=at)
     subscriber.events(0, 2)
-    stats = subscriber.session.stats()
-    assert (stats.received, stats.lost) == (10, 0)
+    stats = subscriber.stats()
+    assert (stats.received, stats.lost, stats.duplicates) == (10, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -384,10 +407,92 @@ def test_closing_gives_the_lease_up() -> None:
 def test_absurd_stamps_neither_raise_nor_spoil_the_report() -> None:
     subscriber = subscribed()
     largest = 2**64 - 1
-    subscriber.events(largest, 1, dropped=0)
+    for sequence in (largest, largest - 5, 2**63):
+        assert len(subscriber.events(sequence, 1, dropped=largest)) == 1
+    assert subscriber.stats() == SubscriptionStats(duplicates=3)
+    ledger = subscriber.session._ledger
+    ledger._ended_of_bus = FlowCounts(received=2 * largest, lost=2 * largest)
+    report = subscriber.next_request().report
+    assert report == bus_pb2.Report(bus=BUS, received=largest, lost=largest)
+
+
+def test_the_stamp_on_a_renewal_tells_of_what_no_frame_told() -> None:
+    subscriber = subscribed()
+    subscriber.events(0, 3)
     subscriber.next_request()
-    subscriber.challenge()
+    subscriber.grant(at=(8, 4))
+    stats = subscriber.session.stats()
+    assert (stats.received, stats.lost, stats.dropped_by_bus, stats.awaited) == (3, 0, 4, 1)
+    stats = subscriber.stats()
+    assert (stats.received, stats.lost, stats.dropped_by_bus, stats.awaited) == (3, 1, 4, 0)
+
+
+def test_the_stamp_on_an_answer_that_is_not_believed_tells_nothing() -> None:
+    subscriber = subscribed()
+    subscriber.grant(at=(9, 0))
+    assert subscriber.stats().lost == 0
+    assert subscriber.session.stats().ignored == 1
     subscriber.next_request()
-    subscriber.grant()
-    subscriber.events(largest - 5, 1, dropped=0)
-    assert subscriber.next_request().report.lost == largest
+    foreign = bus_pb2.Stamp(sender=BUS + 1, sequence=9)
+    lease = bus_pb2.Lease(bus=BUS, lease_ms=LEASE_MS, cookie=b"c", nonce=NONCE)
+    subscriber.get(bus_pb2.Frame(lease=lease, stamp=foreign))
+    assert subscriber.stats().lost == 0
+
+
+def test_a_lease_that_only_the_bus_saw_lapse_begins_a_flow() -> None:
+    subscriber = subscribed()
+    subscriber.events(0, 5)
+    for sequence in (5, 0):
+        subscriber.next_request()
+        subscriber.grant(at=(sequence, 0))
+    assert subscriber.session.stats().lapses == 0, "it stood, by the clock here"
+    subscriber.events(1, 2)
+    stats = subscriber.stats()
+    assert (stats.received, stats.lost, stats.duplicates) == (7, 1, 0)
+
+
+def test_it_wakes_up_for_what_is_no_longer_awaited() -> None:
+    subscriber = subscribed()
+    subscriber.events(1, 1)
+    began = subscriber.now
+    while subscriber.session.stats().lost == 0:
+        assert subscriber.session.wake_at > subscriber.now
+        subscriber.now = subscriber.session.wake_at
+        if subscriber.request() is not None:
+            subscriber.grant()
+        subscriber.session.handle_timeout(subscriber.now)
+    assert subscriber.now == pytest.approx(began + WINDOW_SECONDS)
+    assert subscriber.session.wake_at == subscriber.session.transmit_at
+
+
+def test_losses_are_told_once_and_only_if_there_are_any() -> None:
+    subscriber = subscribed()
+    subscriber.events(0, 1)
+    assert subscriber.session.poll_loss() is None
+    subscriber.events(801, 1, dropped=788)
+    assert subscriber.session.poll_loss() == Loss(lost=0, dropped_by_bus=788)
+    assert subscriber.session.poll_loss() is None
+    subscriber.stats()
+    assert subscriber.session.poll_loss() == Loss(lost=12, dropped_by_bus=0)
+    subscriber.events(1, 1)
+    assert subscriber.session.poll_loss() is None, "too late, and never taken back"
+
+
+def test_losses_that_nobody_asked_for_add_up() -> None:
+    subscriber = subscribed()
+    subscriber.events(812, 1, dropped=700)
+    subscriber.events(813, 1, dropped=800)
+    subscriber.stats()
+    loss = subscriber.session.poll_loss()
+    assert loss == Loss(lost=12, dropped_by_bus=800)
+    assert loss.events == 812
+    assert str(loss) == "812 events lost, 800 of them dropped by the bus"
+
+
+def test_what_is_awaited_in_the_end_is_lost() -> None:
+    subscriber = subscribed()
+    subscriber.events(2, 1)
+    subscriber.session.close()
+    stats = subscriber.session.stats()
+    assert (stats.received, stats.lost, stats.awaited) == (1, 2, 0)
+    assert subscriber.session.poll_loss() == Loss(lost=2, dropped_by_bus=0)

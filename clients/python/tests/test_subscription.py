@@ -8,13 +8,14 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Any, Optional, Union, cast
 
 import pytest
 from fake_bus import PATIENCE_SECONDS, FakeBus, fake_bus
 
-from hailmary import Reason, Refused, Subscription, SubscriptionStats, subscribe
+from hailmary import Event, Loss, Reason, Refused, Subscription, SubscriptionStats, subscribe
 from hailmary._address import Peer
+from hailmary._flow import WINDOW_SECONDS
 from hailmary._receiver import Receiver
 from hailmary._wire import bus_pb2
 
@@ -45,6 +46,11 @@ def subscribed(bus: FakeBus, *patterns: str, **arguments: Any) -> Subscription:
     return future.result(PATIENCE_SECONDS)
 
 
+def noticed(bus: FakeBus) -> "Subscription[Union[Event, Loss]]":
+    subscription: Any = subscribed(bus, notices=True)
+    return cast("Subscription[Union[Event, Loss]]", subscription)
+
+
 def test_the_request_says_what_was_asked_for(bus: FakeBus) -> None:
     asked: dict[str, Any] = dict(
         name="n",
@@ -69,6 +75,70 @@ def test_events_come_one_by_one_in_order(bus: FakeBus) -> None:
         bus.send(b"3")
         assert [next(subscription).payload for _ in range(3)] == [b"1", b"2", b"3"]
         assert subscription.stats() == SubscriptionStats(received=3)
+
+
+def payload(item: Union[Event, Loss]) -> bytes:
+    assert isinstance(item, Event)
+    return item.payload
+
+
+def test_a_loss_stands_where_it_became_known(bus: FakeBus) -> None:
+    with noticed(bus) as subscription:
+        bus.send(b"1", b"2")
+        bus.drop(3)
+        bus.send(b"3", b"4")
+        assert [payload(next(subscription)) for _ in range(2)] == [b"1", b"2"]
+        assert next(subscription) == Loss(lost=0, dropped_by_bus=3)
+        assert [payload(next(subscription)) for _ in range(2)] == [b"3", b"4"]
+        assert subscription.recv(timeout=0) is None
+
+
+def test_a_loss_is_told_while_nothing_comes(bus: FakeBus) -> None:
+    with noticed(bus) as subscription:
+        bus.lose(2)
+        bus.drop(1)
+        bus.send(b"1")
+        assert next(subscription) == Loss(lost=0, dropped_by_bus=1)
+        assert payload(next(subscription)) == b"1"
+        began = time.monotonic()
+        assert next(subscription) == Loss(lost=2, dropped_by_bus=0)
+        assert time.monotonic() >= began + 0.9 * WINDOW_SECONDS
+        assert subscription.recv(timeout=0) is None
+
+
+def test_a_closed_subscription_tells_of_what_was_awaited_last(bus: FakeBus) -> None:
+    subscription = noticed(bus)
+    bus.lose(2)
+    bus.send(b"1", b"2")
+    assert payload(next(subscription)) == b"1"
+    subscription.close()
+    assert [type(item) for item in subscription] == [Event, Loss]
+    assert subscription.recv() is None
+    stats = subscription.stats()
+    assert (stats.lost, stats.awaited) == (2, 0)
+
+
+def test_without_notices_only_events_come(bus: FakeBus) -> None:
+    subscription = subscribed(bus)
+    bus.drop(1)
+    bus.lose(1)
+    bus.send(b"1")
+    assert next(subscription).payload == b"1"
+    subscription.close()
+    assert list(subscription) == []
+    assert subscription.stats() == SubscriptionStats(received=1, lost=1, dropped_by_bus=1)
+
+
+if TYPE_CHECKING:
+    from typing_extensions import assert_type
+
+    def types_tell_what_comes(asked: bool) -> None:
+        """Never called: mypy reads it."""
+        only_events: Subscription = subscribe(">", notices=False)
+        assert_type(next(only_events), Event)
+        assert_type(subscribe(">").recv(), Optional[Event])
+        assert_type(next(subscribe(">", notices=True)), Union[Event, Loss])
+        assert_type(subscribe(">", notices=asked).recv(), Union[Event, Loss, None])
 
 
 def test_recv_gives_up_after_its_timeout(bus: FakeBus) -> None:
@@ -182,7 +252,8 @@ def test_a_restarted_bus_is_followed(bus: FakeBus) -> None:
         assert next(subscription).payload == b"new"
         back.join()
         stats = subscription.stats()
-        assert (stats.bus_restarts, stats.lapses, stats.lost) == (1, 1, 2)
+        assert (stats.bus_restarts, stats.lapses, stats.awaited) == (1, 1, 2)
+    assert subscription.stats().lost == 2
 
 
 def test_an_answer_from_another_port_is_ignored() -> None:

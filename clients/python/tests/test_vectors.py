@@ -1,4 +1,4 @@
-"""The golden datagrams and topics that all implementations share."""
+"""The golden datagrams, topics and flows that all implementations share."""
 
 import json
 import os
@@ -12,6 +12,7 @@ import pytest
 from google.protobuf.internal import api_implementation
 from google.protobuf.message import DecodeError
 
+from hailmary._flow import Tracker
 from hailmary._session import Origin, Session
 from hailmary._topic import check_pattern, check_topic
 from hailmary._wire import bus_pb2
@@ -139,3 +140,29 @@ def test_patterns_are_checked_as_told(case: dict[str, Any]) -> None:
         return
     with pytest.raises(ValueError, match="is no pattern"):
         check_pattern(case["pattern"])
+
+
+@pytest.mark.parametrize("case", load("flows.json"), ids=lambda case: case["name"])
+def test_flows_are_followed_as_told(case: dict[str, Any]) -> None:
+    flow = tracker(case["first"])
+    for step in case["steps"]:
+        apply(step, flow)
+        assert {**flow.counts()._asdict(), "awaited": flow.awaited} == step["then"], step
+
+
+def tracker(first: Optional[dict[str, Any]]) -> Tracker:
+    if first is None:
+        return Tracker.from_zero()
+    now = first["at_ms"] / 1000
+    return Tracker.from_first(now, int(first["sequence"]), int(first["dropped"]))
+
+
+def apply(step: dict[str, Any], flow: Tracker) -> None:
+    if step["at_ms"] is None:
+        flow.settle_all()
+    elif step["frame"] is None:
+        flow.settle(step["at_ms"] / 1000)
+    else:
+        frame = step["frame"]
+        sequence, dropped = int(frame["sequence"]), int(frame["dropped"])
+        flow.record(step["at_ms"] / 1000, sequence, dropped, frame["events"])

@@ -11,14 +11,17 @@ What is published may be lost; every loss is counted. See `Publisher`,
 `subscribe` and the README.
 """
 
-from ._event import Event
+from ._event import Event, Loss
 from ._lease import Reason
+from ._ping import Pong
 from ._publisher import Publisher, PublisherStats
 from ._session import SubscriptionStats
 from ._subscription import Refused, Subscription, subscribe
 
 __all__ = [
     "Event",
+    "Loss",
+    "Pong",
     "Publisher",
     "PublisherStats",
     "Reason",

@@ -29,3 +29,33 @@ class Event:
 
     weight: float
     """It stands for this many: 1, or more where the bus sampled."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Events that are missing in the stream: a notice that stands where this
+    became known, before whatever comes next.
+
+    It tells what was counted since the notice before it. Each missing event is
+    in one notice and in one of its two counts, so their sums over a subscription
+    are the counts of the same names in its `SubscriptionStats`.
+
+    What the bus dropped is told as soon as its stamps tell of it; what was lost
+    on the way, once it has been awaited for 3 seconds. So that may be missing
+    from before events that were handed over meanwhile.
+    """
+
+    lost: int
+    """Events that the bus sent and that were lost on the way, or in this
+    socket's full buffer."""
+
+    dropped_by_bus: int
+    """Events that the bus dropped itself. They are not among `lost`."""
+
+    @property
+    def events(self) -> int:
+        """Both together; at least 1."""
+        return self.lost + self.dropped_by_bus
+
+    def __str__(self) -> str:
+        return f"{self.events} events lost, {self.dropped_by_bus} of them dropped by the bus"

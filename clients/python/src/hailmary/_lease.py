@@ -79,8 +79,8 @@ class Lease:
     """One lease, asked for and renewed as long as it is driven.
 
     `request` is the Subscribe with everything but `cookie`, `report` and
-    `nonce`; the nonce must be random and new. The ledger is told when a flow
-    ends or may have ended, and asked for the report of a renewal.
+    `nonce`; the nonce must be random and new. The ledger is told what shows
+    where a flow ends, and asked for the report of a renewal.
     """
 
     def __init__(self, request: bus_pb2.Subscribe, nonce: int, ledger: Ledger, now: float) -> None:
@@ -122,14 +122,16 @@ class Lease:
         as one that got lost."""
         if now < self.transmit_at:
             return None
+        if not self._unanswered:
+            self._unanswered = True
+            self._ledger.begin_request()
         if self.held and now >= self._until:
             # The cookie is kept: it may still be good for another lease.
             self._end_lease(_Phase.ASKING)
         self.transmit_at = now + self._retry_after
         self._retry_after = min(2 * self._retry_after, RETRY_SECONDS_MAX)
-        self._unanswered = True
         self._put_report()
-        return _padded(bus_pb2.Frame(subscribe=self._request))
+        return padded(bus_pb2.Frame(subscribe=self._request))
 
     def handle_answer(self, now: float, frame: bus_pb2.Frame) -> bool:
         """Takes a control message from the bus's address; says if it is believed."""
@@ -139,7 +141,7 @@ class Lease:
         if kind == "challenge" and self._is_ours(frame.challenge):
             self._handle_challenge(now, frame.challenge.cookie)
         elif kind == "lease" and self._is_ours(frame.lease):
-            self._handle_lease(now, frame.lease)
+            self._handle_lease(now, frame)
         elif kind == "refusal" and frame.refusal.nonce == self._request.nonce:
             self._handle_refusal(now, frame.refusal.reason)
         else:
@@ -156,7 +158,7 @@ class Lease:
         if not self._request.cookie:
             return None
         unsubscribe = bus_pb2.Unsubscribe(cookie=self._request.cookie, nonce=self._request.nonce)
-        return _padded(bus_pb2.Frame(unsubscribe=unsubscribe))
+        return padded(bus_pb2.Frame(unsubscribe=unsubscribe))
 
     def _is_ours(self, answer: bus_pb2.Challenge | bus_pb2.Lease) -> bool:
         return (
@@ -177,11 +179,14 @@ class Lease:
         self._phase = _Phase.PROVING
         self.transmit_at = now
 
-    def _handle_lease(self, now: float, lease: bus_pb2.Lease) -> None:
+    def _handle_lease(self, now: float, frame: bus_pb2.Frame) -> None:
+        lease, stamp = frame.lease, frame.stamp
         if self.bus != lease.bus:
             self.bus_restarts += self.bus is not None
             self.bus = lease.bus
             self._ledger.begin_bus()
+        if frame.HasField("stamp") and stamp.sender == lease.bus:
+            self._ledger.handle_grant(now, stamp.sequence, stamp.dropped)
         elif not self.held:
             self._ledger.doubt_flow()
         seconds = max(lease.lease_ms / 1000, _RENEWALS_PER_LEASE * RENEWAL_SECONDS_MIN)
@@ -216,7 +221,7 @@ class Lease:
     def _end_lease(self, phase: _Phase) -> None:
         self._phase = phase
         self.lapses += 1
-        self._ledger.doubt_flow()
+        self._ledger.lapse()
 
     def _put_report(self) -> None:
         if self.bus is None:
@@ -229,7 +234,8 @@ class Lease:
         report.lost = min(counts.lost, _UINT64_MAX)
 
 
-def _padded(frame: bus_pb2.Frame) -> bytes:
+def padded(frame: bus_pb2.Frame) -> bytes:
+    """The frame's bytes, so many that a bus can answer them whoever sent them."""
     encoded: bytes = frame.SerializeToString()
     missing = _REQUEST_BYTES_MIN - len(encoded)
     if missing <= 0:

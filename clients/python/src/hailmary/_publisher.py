@@ -3,7 +3,7 @@
 Owns the sending socket, the stamps and the counts of one publisher. It refuses
 to wait: for a name, for the bus, for room in a buffer. What cannot be sent at
 once is dropped and counted, and nothing that the network or the bus does is
-raised to the caller.
+raised to the caller. Only who asks what the bus received waits for its answer.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from typing import Optional
 
 from ._address import Peer, parse, resolve
 from ._encode import event_field, sender_field, stamp_field
+from ._ping import Pong, ask
+from ._wire import bus_pb2
 
 _log = logging.getLogger("hailmary")
 
@@ -61,7 +63,8 @@ class PublisherStats:
     """What became of a publisher's events, so far and in this process."""
 
     sent: int = 0
-    """Handed to the kernel. What was lost later, only the bus can tell."""
+    """Handed to the kernel. What was lost later, only the bus can tell: asked by
+    `Publisher.ping()`, it does, and then sent = received + lost + in flight."""
 
     would_block: int = 0
     """Dropped: the socket's or the bus's queue was full."""
@@ -87,6 +90,9 @@ class PublisherStats:
     bounced: int = 0
     """How often the host of a UDP bus told that an earlier datagram found nobody
     listening. Those are in `sent` and lost; hosts do not tell it of each."""
+
+    pong: Optional[Pong] = None
+    """What the bus told when it was last asked, if it has been."""
 
     @property
     def dropped(self) -> int:
@@ -151,6 +157,18 @@ class Publisher:
         with flow.lock:
             flow.send(event)
 
+    def ping(self, timeout: float = 1.0) -> Optional[Pong]:
+        """Asks the bus what it received and lost of this publisher's events, and
+        waits for the answer: at most `timeout` seconds, after which it is `None`.
+
+        Nothing that the network or the bus does is raised. Other threads may
+        publish meanwhile, and `stats()` keeps the answer.
+        """
+        flow = self._flow
+        if flow.process != os.getpid():
+            flow = self._begin_flow()
+        return flow.ping(timeout)
+
     def stats(self) -> PublisherStats:
         """The counts since the publisher was made, or since the fork."""
         flow = self._flow
@@ -195,11 +213,13 @@ class _Flow:
         self.lock = threading.RLock()
         self._peer = peer
         # 0 is what a stamp without a sender looks like.
-        self._sender_field = sender_field(random.SystemRandom().randrange(1, 2**64))
+        self._sender = random.SystemRandom().randrange(1, 2**64)
+        self._sender_field = sender_field(self._sender)
         self._sequence = 0
         self._dropped = 0
         self._dropped_by_reason: dict[str, int] = {}
         self._bounced = 0
+        self._pong: Optional[Pong] = None
         self._socket: Optional[socket.socket] = None
         # The same socket, while it is connected.
         self._connected: Optional[socket.socket] = None
@@ -214,10 +234,28 @@ class _Flow:
         except OSError as error:
             self._handle_failure(error, frame)
 
+    def ping(self, timeout: float) -> Optional[Pong]:
+        """Takes the lock itself, and only before and after the wait."""
+        if self._peer is None:
+            return None
+        with self.lock:
+            stamp = bus_pb2.Stamp(
+                sender=self._sender, sequence=self._sequence, dropped=self._dropped
+            )
+        answer = ask(self._peer, stamp, timeout)
+        if answer is None:
+            return None
+        told, seconds = answer
+        with self.lock:
+            sent = self._sequence - self._dropped
+            self._pong = Pong(told.bus, sent, told.received, told.lost, seconds)
+            return self._pong
+
     def stats(self) -> PublisherStats:
         return PublisherStats(
             sent=self._sequence - self._dropped,
             bounced=self._bounced,
+            pong=self._pong,
             **self._dropped_by_reason,
         )
 

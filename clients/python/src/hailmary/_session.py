@@ -6,9 +6,9 @@ behave is tested without one. The contract with whoever drives it:
 
 1. Send what `poll_transmit` gives to the bus, from the socket that the events
    shall come to.
-2. Wait for a datagram, at most until `transmit_at`.
-3. Hand it to `handle_datagram`; what that returns is for the application. Then
-   look at `refused`, and begin again.
+2. Wait for a datagram, at most until `wake_at`.
+3. Hand it to `handle_datagram`; what that returns is for the application. If
+   none is there, call `handle_timeout`. Then look at `refused`, and begin again.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from typing import Optional
 
 from google.protobuf.message import DecodeError
 
-from ._event import Event
-from ._flow import Ledger
+from ._event import Event, Loss
+from ._flow import FlowCounts, Ledger
 from ._lease import Lease, Reason
 from ._wire import bus_pb2
 
 
 # How the protobuf library refuses a datagram; the last two are the ways of its
 # pure Python implementation alone, which runs where the other has no build.
-_NO_FRAME = (DecodeError, UnicodeDecodeError, RecursionError)
+NO_FRAME = (DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class Origin(enum.Enum):
@@ -42,19 +42,32 @@ class Origin(enum.Enum):
 
 @dataclass(frozen=True)
 class SubscriptionStats:
-    """What became of a subscription's events, since it began."""
+    """What became of a subscription's events, since it began.
+
+    No count but `awaited` ever falls. Of each lease's flow, the events before
+    the newest stamp are received + lost + dropped_by_bus + awaited.
+    """
 
     received: int = 0
-    """Events that arrived, repeated ones included."""
+    """Events that arrived, each once."""
 
     lost: int = 0
     """Events that the bus sent and that did not arrive: lost in the network, or
-    in this socket's buffer while the iterator was not advanced. Told by the
-    stamps of what arrived later, so those behind the newest frame are not in it
-    yet; and a frame that comes late lowers it again."""
+    in this socket's buffer while the iterator was not advanced. Told by stamps
+    that arrived later, once the events have been awaited for 3 seconds."""
 
     dropped_by_bus: int = 0
-    """Events that the bus dropped itself: by a limit, a sample, a full buffer."""
+    """Events that the bus dropped itself: by a limit, a sample, a full buffer.
+    They are not among `lost`."""
+
+    duplicates: int = 0
+    """Events that arrived again, or after they had been counted as lost. They
+    are handed over all the same, and are in no other count for that."""
+
+    awaited: int = 0
+    """Events that are missing now. They may come yet, or turn out to be lost or
+    dropped by the bus: each goes over into one of those counts. None once the
+    subscription is closed."""
 
     lapses: int = 0
     """How often the lease ended before it was renewed, for whatever reason: the
@@ -73,6 +86,7 @@ class Session:
 
     def __init__(self, request: bus_pb2.Subscribe, nonce: int, now: float) -> None:
         self._ledger = Ledger()
+        self._told = FlowCounts()
         self._lease = Lease(request, nonce, self._ledger, now)
         self._ignored = 0
 
@@ -96,6 +110,11 @@ class Session:
         """When `poll_transmit` has something next."""
         return self._lease.transmit_at
 
+    @property
+    def wake_at(self) -> float:
+        """When there is something to do if nothing arrives."""
+        return min(self._lease.transmit_at, self._ledger.poll_timeout())
+
     def poll_transmit(self, now: float) -> Optional[bytes]:
         """The datagram that is due, or nothing."""
         return self._lease.poll_transmit(now)
@@ -104,14 +123,28 @@ class Session:
         """Takes what arrived; gives the events that are in it for this subscription."""
         try:
             frame = bus_pb2.Frame.FromString(datagram)
-        except _NO_FRAME:
+        except NO_FRAME:
             self._ignored += 1
             return []
         answered = origin is Origin.BUS and self._lease.handle_answer(now, frame)
         if self._is_of_flow(frame):
-            return self._take_events(frame)
+            return self._take_events(now, frame)
         self._ignored += not answered
         return []
+
+    def handle_timeout(self, now: float) -> None:
+        """Nothing has arrived until now: counts what is no longer awaited."""
+        if self._lease.ended:
+            self._ledger.settle_all()
+        else:
+            self._ledger.settle(now)
+
+    def poll_loss(self) -> Optional[Loss]:
+        """What was counted as lost or dropped since the last call, if there is any."""
+        total, told = self._ledger.total(), self._told
+        self._told = total
+        lost, dropped = total.lost - told.lost, total.dropped - told.dropped
+        return Loss(lost, dropped) if lost or dropped else None
 
     def close(self) -> Optional[bytes]:
         """Ends it; what it returns is to be sent once."""
@@ -119,22 +152,27 @@ class Session:
 
     def stats(self) -> SubscriptionStats:
         """The counts so far."""
+        if self._lease.ended:
+            self._ledger.settle_all()
         return SubscriptionStats(
             *self._ledger.total(),
+            awaited=self._ledger.awaited,
             lapses=self._lease.lapses,
             bus_restarts=self._lease.bus_restarts,
             ignored=self._ignored,
         )
 
     def _is_of_flow(self, frame: bus_pb2.Frame) -> bool:
-        """A bus sends events from a socket of its own, so it is known by its id."""
+        """A bus sends events from a socket of its own, so it is known by its id.
+        The stamp on an answer is the lease's to believe."""
         return (
             frame.HasField("stamp")
             and frame.stamp.sender == self._lease.bus
             and not self._lease.ended
+            and (len(frame.events) > 0 or frame.WhichOneof("control") is None)
         )
 
-    def _take_events(self, frame: bus_pb2.Frame) -> list[Event]:
+    def _take_events(self, now: float, frame: bus_pb2.Frame) -> list[Event]:
         stamp = frame.stamp
         weight = _event_weight(stamp.weight)
         events = [
@@ -148,7 +186,7 @@ class Session:
             )
             for event in frame.events
         ]
-        self._ledger.record(stamp.sequence, stamp.dropped, len(events))
+        self._ledger.record(now, stamp.sequence, stamp.dropped, len(events))
         return events
 
 

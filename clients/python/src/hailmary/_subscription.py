@@ -14,15 +14,26 @@ import secrets
 import time
 from collections import deque
 from types import TracebackType
-from typing import Optional
+from typing import TYPE_CHECKING, Generic, Literal, Optional, Union, cast, overload
 
 from ._address import parse, resolve
-from ._event import Event
+from ._event import Event, Loss
 from ._lease import Reason
 from ._receiver import Receiver
 from ._session import Session, SubscriptionStats
 from ._topic import check_pattern
 from ._wire import bus_pb2
+
+if TYPE_CHECKING:
+    # Known to type checkers without an installation.
+    from typing_extensions import TypeVar
+
+    # So that a plain `Subscription` is one of events.
+    Item = TypeVar("Item", bound=Union[Event, Loss], default=Event)
+else:
+    from typing import TypeVar
+
+    Item = TypeVar("Item")
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{0,64}")
 _UINT32_MAX = 2**32 - 1
@@ -46,6 +57,7 @@ class Refused(Exception):
         """Why."""
 
 
+@overload
 def subscribe(
     *patterns: str,
     address: Optional[str] = None,
@@ -56,7 +68,37 @@ def subscribe(
     lease_ms: int = 0,
     max_frame_bytes: int = 0,
     timeout: Optional[float] = None,
-) -> Subscription:
+    notices: Literal[False] = False,
+) -> Subscription[Event]: ...
+
+
+@overload
+def subscribe(
+    *patterns: str,
+    address: Optional[str] = None,
+    name: str = "",
+    group: str = "",
+    sample: float = 0.0,
+    events_per_second: int = 0,
+    lease_ms: int = 0,
+    max_frame_bytes: int = 0,
+    timeout: Optional[float] = None,
+    notices: bool,
+) -> Subscription[Union[Event, Loss]]: ...
+
+
+def subscribe(
+    *patterns: str,
+    address: Optional[str] = None,
+    name: str = "",
+    group: str = "",
+    sample: float = 0.0,
+    events_per_second: int = 0,
+    lease_ms: int = 0,
+    max_frame_bytes: int = 0,
+    timeout: Optional[float] = None,
+    notices: bool = False,
+) -> Subscription[Event] | Subscription[Union[Event, Loss]]:
     """Subscribes to the topics that match any of the patterns.
 
     Returns once the bus has granted a lease, so what is published from then on
@@ -70,6 +112,7 @@ def subscribe(
     - `events_per_second`: the bus drops what exceeds it; 0 is no limit.
     - `lease_ms`: the wanted lease, 0 for the bus's default. The bus may grant less.
     - `max_frame_bytes`: the largest datagram to get; 0 leaves it to the bus.
+    - `notices`: whether a `Loss` stands among the events where some are missing.
 
     Raises `ValueError` or `TypeError` for arguments that the bus would refuse,
     `Refused` if it refuses, `TimeoutError` if there is no lease in time, and
@@ -78,7 +121,8 @@ def subscribe(
     request = _request(
         patterns, name, group, sample, events_per_second, lease_ms, max_frame_bytes
     )
-    subscription = Subscription(request, Receiver(resolve(parse(address))))
+    receiver = Receiver(resolve(parse(address)))
+    subscription: Subscription[Union[Event, Loss]] = Subscription(request, receiver, notices)
     try:
         subscription._await_lease(timeout)
     except BaseException:
@@ -87,8 +131,14 @@ def subscribe(
     return subscription
 
 
-class Subscription:
-    """An iterator of events; made by `subscribe()`.
+class Subscription(Generic[Item]):
+    """An iterator of events, or of events and `Loss` notices; made by
+    `subscribe()`.
+
+    A notice adds up all the losses that were counted since the one before it.
+    It comes before the events of the datagram that told of them, or where the
+    time made them certain, which may be while no events come. Of a closed
+    subscription, a last one tells of what was still awaited.
 
     The lease is renewed while the iterator is advanced, and only then. If it is
     not advanced for longer than a lease, the bus forgets the subscription:
@@ -99,15 +149,19 @@ class Subscription:
     of that thread may `close()` it, which ends the iteration.
     """
 
-    def __init__(self, request: bus_pb2.Subscribe, receiver: Receiver) -> None:
+    def __init__(
+        self, request: bus_pb2.Subscribe, receiver: Receiver, notices: bool
+    ) -> None:
         self._session = Session(request, secrets.randbits(64), time.monotonic())
         self._receiver = receiver
-        self._ready: deque[Event] = deque()
+        self._notices = notices
+        # One datagram's events, behind the loss that it told of.
+        self._ready: deque[Item] = deque()
         self._process = os.getpid()
 
-    def recv(self, timeout: Optional[float] = None) -> Optional[Event]:
-        """The next event; `None` if none came within `timeout` seconds, or the
-        subscription is closed. Waits for ever by default.
+    def recv(self, timeout: Optional[float] = None) -> Optional[Item]:
+        """The next event or notice; `None` if none came within `timeout`
+        seconds, or the subscription is closed. Waits for ever by default.
 
         Raises `Refused` if the bus no longer allows the subscription.
         """
@@ -120,14 +174,18 @@ class Subscription:
             self._transmit(now)
             if self._ready:
                 return self._ready.popleft()
-            if self.closed or overtime > _OVERTIME_DATAGRAMS_MAX:
+            if overtime > _OVERTIME_DATAGRAMS_MAX:
                 return None
             if self._receive(now):
                 overtime += now >= give_up_at
-            elif now >= give_up_at:
+                continue
+            self._session.handle_timeout(now)
+            self._take_in([])
+            if self._ready:
+                return self._ready.popleft()
+            if self.closed or now >= give_up_at:
                 return None
-            else:
-                self._wait(give_up_at, now)
+            self._wait(give_up_at, now)
 
     @property
     def closed(self) -> bool:
@@ -135,8 +193,8 @@ class Subscription:
         return self._receiver.closed
 
     def stats(self) -> SubscriptionStats:
-        """The counts so far. Of `received`, at most one datagram's events are
-        still to be handed over."""
+        """The counts so far. Of `received` and `duplicates`, at most one
+        datagram's events are still to be handed over."""
         return self._session.stats()
 
     def close(self) -> None:
@@ -150,16 +208,16 @@ class Subscription:
             self._receiver.send(farewell)
         self._receiver.close()
 
-    def __iter__(self) -> Subscription:
+    def __iter__(self) -> Subscription[Item]:
         return self
 
-    def __next__(self) -> Event:
-        event = self.recv()
-        if event is None:
+    def __next__(self) -> Item:
+        item = self.recv()
+        if item is None:
             raise StopIteration
-        return event
+        return item
 
-    def __enter__(self) -> Subscription:
+    def __enter__(self) -> Subscription[Item]:
         return self
 
     def __exit__(
@@ -182,7 +240,7 @@ class Subscription:
                 self._wait(give_up_at, now)
 
     def _wait(self, give_up_at: float, now: float) -> None:
-        self._receiver.wait(min(give_up_at, self._session.transmit_at) - now)
+        self._receiver.wait(min(give_up_at, self._session.wake_at) - now)
 
     def _why_no_lease(self) -> str:
         if self._session.refusal is not None:
@@ -202,12 +260,19 @@ class Subscription:
         if received is None:
             return False
         datagram, origin = received
-        self._ready.extend(self._session.handle_datagram(now, origin, datagram))
+        self._take_in(self._session.handle_datagram(now, origin, datagram))
         reason = self._session.refused
         if reason is not None:
             self.close()
             raise Refused(reason)
         return True
+
+    def _take_in(self, events: list[Event]) -> None:
+        """Puts events behind what is ready, and the loss that is known before them."""
+        loss = self._session.poll_loss() if self._notices else None
+        if loss is not None:
+            self._ready.append(cast("Item", loss))
+        self._ready.extend(cast("list[Item]", events))
 
 
 def _deadline(timeout: Optional[float]) -> float:
