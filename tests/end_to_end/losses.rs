@@ -1,12 +1,10 @@
 //! Losses behind the bus, told to the application: each event is received, lost on the way or
 //! dropped by the bus, to the event.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::UdpSocket;
 use std::process::Stdio;
-use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::JoinHandle;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use hailmary_client::{Address, Item, Loss, Publisher, Subscriber, SubscriberStats};
@@ -14,11 +12,12 @@ use hailmary_proto::v1::frame::Control;
 use hailmary_proto::v1::{Frame, Lease, Stamp};
 use prost::Message;
 
+use crate::support::way::Way;
 use crate::support::{
     EndOnDrop, PATIENCE, Serving, assert_laws, event, hailmary, sum_of, value, wait_until,
 };
 
-/// How long one wait for a datagram lasts before it is looked whether all is over.
+/// How long a subscriber listens before it is looked whether all is over.
 const LOOK: Duration = Duration::from_millis(10);
 
 /// Bursts of events, each taken by the bus before the next, so that no buffer is full.
@@ -31,147 +30,6 @@ const ROUND: u64 = 25;
 const FRAME_BYTES: u32 = 1400;
 const SMALL: [u8; 200] = [0; 200];
 const TOO_LARGE: [u8; 2000] = [0; 2000];
-
-/// What became of the events on a way.
-#[derive(Default)]
-struct Fates {
-    is_rough: AtomicBool,
-    is_over: AtomicBool,
-    /// All that came from the bus.
-    taken: AtomicU64,
-    lost: AtomicU64,
-    doubled: AtomicU64,
-}
-
-/// A way between a subscriber and a bus that loses, doubles and reorders frames of events.
-struct Way {
-    near: SocketAddr,
-    fates: Arc<Fates>,
-    threads: Vec<JoinHandle<()>>,
-}
-
-impl Way {
-    fn to(bus: SocketAddr) -> Self {
-        let open = || {
-            let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-            socket.set_read_timeout(Some(LOOK)).unwrap();
-            Arc::new(socket)
-        };
-        let (near, far) = (open(), open());
-        let fates = Arc::new(Fates::default());
-        fates.is_rough.store(true, Ordering::Relaxed);
-        let subscriber = Arc::new(Mutex::new(None));
-        let there = {
-            let (near, far, fates) = (near.clone(), far.clone(), fates.clone());
-            let subscriber = subscriber.clone();
-            std::thread::spawn(move || {
-                pass(&near, &fates, |arrival| {
-                    if let Some((datagram, from)) = arrival {
-                        *subscriber.lock().unwrap() = Some(from);
-                        far.send_to(datagram, bus).unwrap();
-                    }
-                });
-            })
-        };
-        let address = near.local_addr().unwrap();
-        let back = {
-            let fates = fates.clone();
-            std::thread::spawn(move || {
-                let send = |datagram: &[u8]| {
-                    let to = subscriber.lock().unwrap().unwrap();
-                    near.send_to(datagram, to).unwrap();
-                };
-                let mut rough = Rough::default();
-                pass(&far, &fates, |arrival| match arrival {
-                    Some((datagram, _)) => {
-                        rough.take(datagram, &fates).iter().for_each(|it| send(it))
-                    }
-                    None => rough.rest().iter().for_each(|it| send(it)),
-                });
-            })
-        };
-        Self {
-            near: address,
-            fates,
-            threads: vec![there, back],
-        }
-    }
-
-    /// Nothing more happens to frames on it.
-    fn mend(&self) {
-        self.fates.is_rough.store(false, Ordering::Relaxed);
-    }
-}
-
-impl Drop for Way {
-    fn drop(&mut self) {
-        self.fates.is_over.store(true, Ordering::Relaxed);
-        for thread in self.threads.drain(..) {
-            let ended = thread.join();
-            assert!(ended.is_ok() || std::thread::panicking());
-        }
-    }
-}
-
-/// Gives each datagram to `take` till it is over, and nothing where none came for a while.
-fn pass(socket: &UdpSocket, fates: &Fates, mut take: impl FnMut(Option<(&[u8], SocketAddr)>)) {
-    let mut buffer = vec![0; 65_536];
-    while !fates.is_over.load(Ordering::Relaxed) {
-        let arrival = socket.recv_from(&mut buffer).ok();
-        take(arrival.map(|(length, from)| (&buffer[..length], from)));
-    }
-}
-
-#[derive(Default)]
-struct Rough {
-    frames: usize,
-    held: Vec<Vec<u8>>,
-}
-
-impl Rough {
-    /// What arrives now that this was sent: every eighth frame is lost, another one doubled, and
-    /// some come later than the next ones.
-    fn take(&mut self, datagram: &[u8], fates: &Fates) -> Vec<Vec<u8>> {
-        let frame = Frame::decode(datagram).unwrap();
-        let events = frame.events.len() as u64;
-        let own = || datagram.to_vec();
-        fates.taken.fetch_add(events, Ordering::Relaxed);
-        if !fates.is_rough.load(Ordering::Relaxed) {
-            let mut all = self.rest();
-            all.push(own());
-            return all;
-        }
-        if events == 0 {
-            return vec![own()];
-        }
-        self.frames += 1;
-        match self.frames % 8 {
-            1 => {
-                fates.lost.fetch_add(events, Ordering::Relaxed);
-                Vec::new()
-            }
-            2 => {
-                fates.doubled.fetch_add(events, Ordering::Relaxed);
-                self.held.push(own());
-                vec![own()]
-            }
-            3 | 4 => {
-                self.held.push(own());
-                Vec::new()
-            }
-            5 => vec![own()],
-            _ => {
-                let late = self.rest().into_iter().rev();
-                [own()].into_iter().chain(late).collect()
-            }
-        }
-    }
-
-    /// What is still to come late.
-    fn rest(&mut self) -> Vec<Vec<u8>> {
-        std::mem::take(&mut self.held)
-    }
-}
 
 /// What a subscriber has seen, for whoever waits for it.
 #[derive(Default)]
@@ -208,7 +66,7 @@ fn publish_rounds(bus: &Serving, publisher: &Publisher, way: &Way) {
             value(page, "copies_total") == round * ROUND
         });
         wait_until("the frames", || {
-            let taken = way.fates.taken.load(Ordering::Relaxed);
+            let taken = way.back.taken();
             (taken == value(&page, "egress_events_total{subscriber=\"far\"}")).then_some(())
         });
     }
@@ -218,6 +76,7 @@ fn publish_rounds(bus: &Serving, publisher: &Publisher, way: &Way) {
 fn the_books_balance_behind_a_rough_way() {
     let bus = Serving::start(&[], &[]);
     let way = Way::to(bus.udp());
+    way.back.set_rough(true);
     let near: Address = way.near.to_string().parse().unwrap();
     let subscriber = Subscriber::builder(&near)
         .pattern("a")
@@ -231,23 +90,19 @@ fn the_books_balance_behind_a_rough_way() {
         let listening = threads.spawn(|| listen(subscriber, &seen));
         let over = EndOnDrop(&seen.is_over);
         publish_rounds(&bus, &publisher, &way);
-        way.mend();
-        // It tells of all before it.
-        publisher.publish("a", b"last");
         wait_until("all losses to be told", || {
             let stats = *seen.stats.lock().unwrap();
             let sum = stats.received + stats.lost + stats.dropped_by_bus;
-            (sum == ROUNDS * ROUND + 1).then_some(())
+            (sum == ROUNDS * ROUND).then_some(())
         });
-        let reported = way.fates.lost.load(Ordering::Relaxed);
+        let reported = way.back.lost();
         bus.wait_for("/metrics", |page| {
             sum_of(page, "subscriber_lost_events_total", "\"far\"") == reported
         });
         drop(over);
         listening.join().unwrap()
     });
-    let fates = &way.fates;
-    let [lost, doubled] = [&fates.lost, &fates.doubled].map(|it| it.load(Ordering::Relaxed));
+    let (lost, doubled) = (way.back.lost(), way.back.doubled());
     assert!(lost > 0 && doubled > 0, "it was a rough way");
     assert_eq!((stats.lost, stats.duplicates), (lost, doubled));
     assert_eq!((stats.dropped_by_bus, stats.lapses), (ROUNDS, 0));

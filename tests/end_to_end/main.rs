@@ -24,6 +24,7 @@ mod losses;
 mod order;
 #[cfg(target_os = "linux")]
 mod prometheus;
+mod proof;
 mod restart;
 mod scrapes;
 #[cfg(target_os = "linux")]

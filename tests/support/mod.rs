@@ -1,5 +1,7 @@
 //! A real bus, as a user would start it, on ports that are free, and its subscribers.
 
+pub mod way;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::path::PathBuf;
@@ -377,6 +379,11 @@ impl Subscribing {
     /// The next line that it prints.
     pub fn line(&self) -> String {
         self.stdout.recv_timeout(PATIENCE).unwrap()
+    }
+
+    /// The next line that it prints, if there is one already.
+    pub fn try_line(&self) -> Option<String> {
+        self.stdout.try_recv().ok()
     }
 
     /// Sends it a signal.
