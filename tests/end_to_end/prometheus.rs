@@ -43,7 +43,7 @@ const SCRAPES: usize = 5;
 /// How wide Grafana's grid is.
 const GRID_WIDTH: u64 = 24;
 
-/// A bus with three static subscribers: one whose socket nobody made, one that never reads its
+/// A bus with a canary and three static subscribers: one whose socket nobody made, one that never reads its
 /// socket, and one behind a port that nobody has, which the bus cannot know.
 struct Scene {
     bus: Serving,
@@ -64,7 +64,7 @@ impl Scene {
             ("dead", dead.local_addr().unwrap().to_string()),
         ];
         drop(dead);
-        let mut text = format!("[loop]\n{loop_table}\n");
+        let mut text = format!("[loop]\n{loop_table}\n[canary]\ninterval_ms = 50\n");
         for (name, address) in addresses {
             text += &format!(
                 "[[subscriber]]\nname = \"{name}\"\naddress = \"{address}\"\ntopics = [\"a.>\"]\n"
