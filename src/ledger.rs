@@ -161,12 +161,14 @@ impl Ledger {
         }
     }
 
-    /// A datagram was taken from a listener.
-    #[inline]
-    pub fn count_frame(&mut self, listener: usize, bytes: usize) {
+    /// So many datagrams were taken from a listener, with so many bytes together.
+    pub fn count_frames(&mut self, listener: usize, frames: usize, bytes: usize) {
+        if frames == 0 {
+            return;
+        }
         self.is_empty = false;
         if let Some(counts) = self.counts.listeners.get_mut(listener) {
-            counts.frames += 1;
+            counts.frames += frames as u64;
             counts.bytes += bytes as u64;
         }
     }
@@ -329,7 +331,7 @@ mod tests {
         let mut ledger = Ledger::new(1, 0);
         let mut totals = Totals::new(1, 0);
         for round in 1..=5 {
-            ledger.count_frame(0, 10);
+            ledger.count_frames(0, 1, 10);
             ledger.events().matched += 2;
             ledger.count_sent(SeriesId::OTHER, 3, 100);
             ledger.count_dropped_copy(SeriesId::OTHER, 1, CopyDrop::Refused);

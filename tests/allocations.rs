@@ -100,7 +100,7 @@ fn turns_with_sockets(shape: Shape) {
         egress.follow(&core.directory, Duration::ZERO).unwrap();
         frames += ring.receive(listener.as_fd(), RECEIVE_BATCH_MAX).unwrap();
         for datagram in ring.datagrams() {
-            ledger.count_frame(0, datagram.bytes.len());
+            ledger.count_frames(0, 1, datagram.bytes.len());
             let arrival = Arrival {
                 source: datagram.source,
                 listener: 0,

@@ -457,20 +457,16 @@ pub struct Runs<'a> {
     is_dense: bool,
 }
 
-impl Runs<'_> {
+impl<'a> Runs<'a> {
     /// Whether there are no more.
     #[must_use]
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.rest.is_empty()
     }
-}
 
-impl<'a> Iterator for Runs<'a> {
-    type Item = EventRun<'a>;
-
-    #[inline]
-    fn next(&mut self) -> Option<EventRun<'a>> {
+    #[inline(never)]
+    fn next_of_several(&mut self) -> Option<EventRun<'a>> {
         let (first, others) = self.rest.split_first()?;
         let topic = first.topic.of(self.datagram);
         let goes_on = |event: &&EventSpans| {
@@ -482,6 +478,22 @@ impl<'a> Iterator for Runs<'a> {
         Some(EventRun {
             datagram: self.datagram,
             events,
+        })
+    }
+}
+
+impl<'a> Iterator for Runs<'a> {
+    type Item = EventRun<'a>;
+
+    /// Most frames have one event.
+    #[inline(always)]
+    fn next(&mut self) -> Option<EventRun<'a>> {
+        if self.rest.len() != 1 {
+            return self.next_of_several();
+        }
+        Some(EventRun {
+            datagram: self.datagram,
+            events: std::mem::take(&mut self.rest),
         })
     }
 }

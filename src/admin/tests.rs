@@ -36,7 +36,7 @@ fn ask(admin: &Admin, method: &str, path: &str) -> String {
 fn a_scrape_shows_what_was_handed_over() {
     let (admin, state) = start();
     let mut ledger = Ledger::new(0, 1);
-    ledger.count_frame(0, 10);
+    ledger.count_frames(0, 1, 10);
     ledger.events().events = 3;
     ledger.events().by_policy[0] = 2;
     ledger.count_sent(SeriesId::OTHER, 5, 100);

@@ -67,7 +67,7 @@ pub struct Fanout {
 impl Fanout {
     /// Copies a run for one set, which will have passed so many buses. A set's events stay in
     /// order.
-    #[inline]
+    #[inline(always)]
     pub fn push(&mut self, to: Destination, run: EventRun<'_>, hops: u32) {
         let bytes = run.bytes();
         self.bytes += bytes.len();

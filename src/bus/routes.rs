@@ -124,7 +124,7 @@ impl Routes {
 
     /// The cached route of a topic, if there is one and it still holds. That of a reserved topic
     /// never does.
-    #[inline]
+    #[inline(always)]
     pub fn find(&mut self, topic: &[u8]) -> Option<RouteId> {
         if !self.is_of(self.last, topic) {
             let hash = self.hasher.hash_one(topic);

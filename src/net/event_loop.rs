@@ -397,7 +397,6 @@ impl EventLoop {
         let mut bytes = 0;
         for datagram in self.ring.datagrams() {
             bytes += datagram.bytes.len();
-            self.ledger.count_frame(index, datagram.bytes.len());
             let arrival = Arrival {
                 source: datagram.source,
                 listener: index,
@@ -417,6 +416,7 @@ impl EventLoop {
                 egress.flush(forwarder, directory, &mut self.ledger);
             }
         }
+        self.ledger.count_frames(index, taken, bytes);
         self.batch_size.learn(taken, bytes);
         taken
     }
