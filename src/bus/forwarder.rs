@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use hailmary_proto::decode::Decoder;
 use hailmary_proto::v1::Stamp;
 use hailmary_proto::v1::frame::Control;
-use hailmary_proto::write::StampBytes;
+use hailmary_proto::write::{StampBytes, leading_sender};
 
 use super::access::Rights;
 use super::address::{Address, Source};
@@ -233,6 +233,13 @@ impl Forwarder {
         self.fanout
             .frame(copy.frame)
             .map_or(&[], |frame| frame.body())
+    }
+
+    /// Whether a datagram that begins so is a copy of this bus's: nobody off the copies' way knows
+    /// the 64 random bits of its sender id.
+    #[must_use]
+    pub fn has_stamped(&self, datagram: &[u8]) -> bool {
+        leading_sender(datagram) == Some(self.bus)
     }
 
     /// Notes that a copy was dropped, for the subscriber's later stamps.

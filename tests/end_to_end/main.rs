@@ -24,6 +24,8 @@ mod losses;
 mod order;
 #[cfg(target_os = "linux")]
 mod prometheus;
+#[cfg(target_os = "linux")]
+mod refused;
 mod restart;
 mod scrapes;
 #[cfg(target_os = "linux")]
