@@ -121,7 +121,8 @@ fn keep(to: &[u8], head: &[u8], bytes: u64) {
 }
 
 fn family(address: &[u8]) -> c_int {
-    c_int::from(u16::from_ne_bytes([address[0], address[1]]))
+    let family = address.first_chunk().copied();
+    family.map_or(libc::AF_UNSPEC, |it| u16::from_ne_bytes(it).into())
 }
 
 /// As recvmsg(2), for the error queue.
@@ -160,7 +161,7 @@ unsafe fn tell(error: &LateError, header: &mut msghdr) -> isize {
         )
     };
     name.copy_from_slice(to);
-    header.msg_namelen = to.len().try_into().unwrap();
+    header.msg_namelen = to.len().try_into().unwrap_or_default();
     let ((level, kind), origin) = match family(to) {
         libc::AF_INET => (
             (libc::IPPROTO_IP, libc::IP_RECVERR),
@@ -177,7 +178,7 @@ unsafe fn tell(error: &LateError, header: &mut msghdr) -> isize {
     let length = head.len().min(slice.iov_len);
     // SAFETY: both are at least so long.
     unsafe { std::ptr::copy_nonoverlapping(head.as_ptr(), slice.iov_base.cast(), length) };
-    length.try_into().unwrap()
+    length.try_into().unwrap_or(-1)
 }
 
 #[cfg(not(feature = "portable"))]
