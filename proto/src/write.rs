@@ -19,6 +19,10 @@ pub const DATAGRAM_BYTES_MAX: usize = 65_507;
 /// `dropped` (11 each), `hops` (6) and `weight` (9), each with its own key.
 pub const STAMP_BYTES_MAX: usize = 1 + 1 + 9 + 11 + 11 + 6 + 9;
 
+/// Bytes of a stamp field up to its sender, that included, by [`StampBytes`]: its key and length
+/// (1 each), and `sender` (9).
+pub const STAMP_HEAD_BYTES: usize = 1 + 1 + 9;
+
 /// The most bytes of an event field, by [`event_bytes`], that can be sent: alone in a datagram,
 /// any stamp beside it still fits.
 pub const EVENT_BYTES_MAX: usize = DATAGRAM_BYTES_MAX - STAMP_BYTES_MAX;
@@ -147,7 +151,7 @@ fn spread(bits: u64) -> u64 {
 }
 
 #[inline]
-fn low_seven_bits(value: u64) -> u8 {
+const fn low_seven_bits(value: u64) -> u8 {
     (value & 0x7F) as u8
 }
 
@@ -240,6 +244,26 @@ impl StampBytes {
             self.len += N;
         }
     }
+}
+
+/// The sender of the stamp that a frame begins with, where it was written by [`StampBytes`] and is
+/// not 0. None of anything else, though it may be a frame with a stamp. It takes no more than the
+/// first [`STAMP_HEAD_BYTES`].
+///
+/// ```
+/// use hailmary_proto::{v1, write::{STAMP_HEAD_BYTES, StampBytes, leading_sender}};
+///
+/// let stamp = StampBytes::new(&v1::Stamp { sender: 7, hops: 1, ..v1::Stamp::default() });
+/// assert_eq!(leading_sender(&stamp.as_slice()[..STAMP_HEAD_BYTES]), Some(7));
+/// ```
+#[must_use]
+pub fn leading_sender(frame: &[u8]) -> Option<u64> {
+    const STAMP: u8 = low_seven_bits(key::FRAME_STAMP);
+    const SENDER: u8 = low_seven_bits(key::STAMP_SENDER);
+    let ([STAMP, _, SENDER], sender) = frame.split_first_chunk()? else {
+        return None;
+    };
+    sender.first_chunk().copied().map(u64::from_le_bytes)
 }
 
 /// The events of a frame under construction, one behind the other. With a stamp beside them, on

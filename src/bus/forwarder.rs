@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use hailmary_proto::decode::Decoder;
 use hailmary_proto::v1::Stamp;
 use hailmary_proto::v1::frame::Control;
-use hailmary_proto::write::StampBytes;
+use hailmary_proto::write::{StampBytes, leading_sender};
 
 use super::access::Rights;
 use super::address::{Address, Source};
@@ -235,6 +235,13 @@ impl Forwarder {
             .map_or(&[], |frame| frame.body())
     }
 
+    /// Whether a datagram that begins so is a copy of this bus's: nobody off the copies' way knows
+    /// the 64 random bits of its sender id.
+    #[must_use]
+    pub fn has_stamped(&self, datagram: &[u8]) -> bool {
+        leading_sender(datagram) == Some(self.bus)
+    }
+
     /// Notes that a copy was dropped, for the subscriber's later stamps.
     pub fn handle_dropped(&self, directory: &Directory, copy: &FrameCopy) {
         if let Some(subscriber) = directory.subscribers().get(copy.subscriber) {
@@ -265,5 +272,43 @@ fn rights_beside_rules<'a>(
     match rights {
         Rights::Nothing | Rights::ByTopic(..) if directory.is_own(source) => Rights::All,
         rights => rights,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hailmary_proto::write::STAMP_HEAD_BYTES;
+
+    use super::*;
+
+    #[test]
+    fn a_copy_of_this_bus_is_known_by_its_head_and_nothing_else_is() {
+        let forwarder = Forwarder::new(0x1234_5678_9abc_def0, &[], 1);
+        let copy = |sender| {
+            StampBytes::new(&Stamp {
+                sender,
+                sequence: 300,
+                hops: 1,
+                ..Stamp::default()
+            })
+        };
+        let own = copy(forwarder.bus);
+        let head = &own.as_slice()[..STAMP_HEAD_BYTES];
+        assert!(forwarder.has_stamped(head));
+        assert!(forwarder.has_stamped(own.as_slice()));
+        for length in 0..head.len() {
+            assert!(!forwarder.has_stamped(&head[..length]), "{length}");
+        }
+        // The second byte is the stamp's length, which differs from copy to copy.
+        for place in (0..head.len()).filter(|place| *place != 1) {
+            for bit in 0..8 {
+                let mut other = head.to_vec();
+                other[place] ^= 1 << bit;
+                assert!(!forwarder.has_stamped(&other), "{other:?}");
+            }
+        }
+        assert!(!forwarder.has_stamped(copy(0).as_slice()));
+        assert!(!forwarder.has_stamped(&[0; STAMP_HEAD_BYTES]));
+        assert!(!forwarder.has_stamped(&[0xff; 100]));
     }
 }

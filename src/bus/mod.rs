@@ -137,7 +137,7 @@ pub enum CopyDrop {
     NoBuffer,
     /// No way there.
     Unreachable,
-    /// Nobody listens there.
+    /// Nobody listens there, or over UDP: nobody did when the copy before came there.
     Refused,
 }
 

@@ -2,8 +2,13 @@
 //!
 //! Egress sockets are apart from ingress: one for each address family, and one for each Unix
 //! subscriber, because a Unix receiver that does not read holds on to its sender's buffer.
+//!
+//! That a UDP port is nobody's shows only after a copy was sent there, and counted so. As with a
+//! connected socket (udp(7)) the next copy pays for it: it is dropped as refused, and the one
+//! after it tries again.
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::Duration;
 
@@ -14,9 +19,11 @@ use crate::bus::subscribers::Subscribers;
 use crate::bus::{CopyDrop, Directory, Forwarder, FrameCopy};
 use crate::ledger::Ledger;
 
-use super::address::to_sockaddr;
+use super::address::{canonical, to_sockaddr};
 use super::listener::open_egress;
-use super::sys::{Outgoing, Refused, SEND_BATCH_MAX, SegmentRing, SendRing, takes_segments};
+use super::sys::{
+    NoSegments, Outgoing, Refusal, SEND_BATCH_MAX, SegmentRing, SendRing, takes_segments,
+};
 
 /// How long to wait before a socket that could not be had is asked for again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -32,6 +39,8 @@ struct Peer {
     address: SockAddr,
     way: Way,
     departure: Departure,
+    /// Whether a copy was refused there, for which the next one is dropped.
+    is_refused: bool,
 }
 
 /// How the datagrams of a batch that are for one subscriber leave.
@@ -62,6 +71,10 @@ struct Ways {
     peers: Vec<Option<Peer>>,
     /// Whether some subscriber's copies leave together.
     is_any_together: bool,
+    /// How many peers have refused a copy.
+    refused: usize,
+    /// The peers by IP address, sorted. Made when a copy was refused, and empty till then.
+    by_address: Vec<(SocketAddr, usize)>,
 }
 
 impl Ways {
@@ -84,12 +97,9 @@ impl Ways {
         }
     }
 
-    /// Splits off the first copies that share a call, and says how they leave: those for one
-    /// subscriber that has several, or else those that share a socket, or that have no way.
-    fn split_run<'a>(
-        &self,
-        copies: &'a [FrameCopy],
-    ) -> (Departure, &'a [FrameCopy], &'a [FrameCopy]) {
+    /// The first copies that share a call, and how they leave: those for one subscriber that has
+    /// several, or else those that share a socket, or that have no way.
+    fn first_run<'a>(&self, copies: &'a [FrameCopy]) -> (Departure, &'a [FrameCopy]) {
         let call = |(index, copy): (usize, &FrameCopy)| {
             let (socket, peer) = self.to(copy)?;
             let is_beside = |index: usize| {
@@ -98,17 +108,63 @@ impl Ways {
             };
             let has_company = peer.departure == Departure::Together
                 && (is_beside(index + 1) || is_beside(index.wrapping_sub(1)));
-            Some((socket.as_raw_fd(), has_company.then_some(copy.subscriber)))
+            let company = has_company.then_some(copy.subscriber);
+            // Where one was refused it is not the next one's turn yet.
+            Some((socket.as_raw_fd(), company, peer.is_refused))
         };
         let mut calls = copies.iter().enumerate().take(SEND_BATCH_MAX).map(call);
         let first = calls.next();
         let length = 1 + calls.take_while(|call| Some(*call) == first).count();
         let departure = match first {
-            Some(Some((_, Some(_)))) => Departure::Together,
+            Some(Some((_, Some(_), _))) => Departure::Together,
             _ => Departure::Apart,
         };
-        let (run, rest) = copies.split_at(length.min(copies.len()));
-        (departure, run, rest)
+        (departure, copies.get(..length).unwrap_or(copies))
+    }
+
+    /// Whether a copy is to be dropped because the one before it was refused, which is forgotten
+    /// by that.
+    #[inline]
+    fn take_refused(&mut self, copy: &FrameCopy) -> bool {
+        self.refused > 0 && self.forget_refused(copy)
+    }
+
+    #[cold]
+    fn forget_refused(&mut self, copy: &FrameCopy) -> bool {
+        match self.peers.get_mut(copy.subscriber.index()) {
+            Some(Some(peer)) if peer.is_refused && copy.is_sendable => {
+                peer.is_refused = false;
+                self.refused -= 1;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Notes where copies were refused. Of those who share an address nobody has any of them.
+    #[cold]
+    fn note_refused(&mut self, refusals: impl Iterator<Item = Refusal>) {
+        if self.by_address.is_empty() {
+            let peers = self.peers.iter().enumerate();
+            let by_address = peers.filter_map(|(index, peer)| match peer.as_ref()?.of {
+                Address::Ip(ip) => Some((canonical(ip), index)),
+                Address::Unix(_) => None,
+            });
+            self.by_address = by_address.collect();
+            self.by_address.sort_unstable();
+        }
+        for Refusal { to, .. } in refusals {
+            let start = self
+                .by_address
+                .partition_point(|(address, _)| *address < to);
+            let there = self.by_address.iter().skip(start);
+            for (_, index) in there.take_while(|(address, _)| *address == to) {
+                if let Some(Some(peer)) = self.peers.get_mut(*index) {
+                    self.refused += usize::from(!peer.is_refused);
+                    peer.is_refused = true;
+                }
+            }
+        }
     }
 
     /// From now on copies for the subscriber of these leave one by one.
@@ -135,6 +191,7 @@ pub struct Egress {
     segments: SegmentRing,
     copies: Vec<FrameCopy>,
     outcomes: Vec<io::Result<usize>>,
+    refusals: Vec<Refusal>,
 }
 
 impl Egress {
@@ -156,6 +213,8 @@ impl Egress {
                 ipv6,
                 peers: Vec::new(),
                 is_any_together: false,
+                refused: 0,
+                by_address: Vec::new(),
             },
             generation: 0,
             retry_at: None,
@@ -164,6 +223,7 @@ impl Egress {
             segments: SegmentRing::new(),
             copies: Vec::with_capacity(SEND_BATCH_MAX),
             outcomes: Vec::with_capacity(SEND_BATCH_MAX),
+            refusals: Vec::new(),
         })
     }
 
@@ -216,6 +276,12 @@ impl Egress {
         }
         let is_together = |peer: &Peer| peer.departure == Departure::Together;
         self.ways.is_any_together = peers.iter().flatten().any(is_together);
+        self.ways.refused = peers
+            .iter()
+            .flatten()
+            .filter(|peer| peer.is_refused)
+            .count();
+        self.ways.by_address.clear();
         self.ways.peers = peers;
         result
     }
@@ -237,6 +303,7 @@ impl Egress {
             address: to_sockaddr(address)?,
             way,
             departure,
+            is_refused: false,
         })
     }
 
@@ -268,16 +335,23 @@ impl Egress {
                 ledger.count_dropped_copy(copy.series, copy.events, reason);
             };
             let mut rest = copies.as_slice();
-            while !rest.is_empty() {
-                let (departure, run, after) = self.ways.split_run(rest);
-                self.send_run(departure, run, forwarder, ledger, drop);
-                rest = after;
+            while let Some((first, others)) = rest.split_first() {
+                if self.ways.take_refused(first) {
+                    drop(first, CopyDrop::Refused, ledger);
+                    rest = others;
+                    continue;
+                }
+                let (departure, run) = self.ways.first_run(rest);
+                let done = self.send_run(departure, run, forwarder, ledger, drop);
+                rest = rest.get(done..).unwrap_or_default();
             }
         }
         forwarder.end_frames();
         self.copies = copies;
     }
 
+    /// Sends copies that share a call, and says how many of them are done with: at least one, and
+    /// all unless copies were found to be refused.
     fn send_run(
         &mut self,
         departure: Departure,
@@ -285,7 +359,7 @@ impl Egress {
         forwarder: &Forwarder,
         ledger: &mut Ledger,
         drop: impl Fn(&FrameCopy, CopyDrop, &mut Ledger),
-    ) {
+    ) -> usize {
         let Some((socket, peer)) = run.first().and_then(|copy| self.ways.to(copy)) else {
             for copy in run {
                 let reason = if copy.is_sendable {
@@ -295,8 +369,9 @@ impl Egress {
                 };
                 drop(copy, reason, ledger);
             }
-            return;
+            return run.len();
         };
+        let (outcomes, refusals) = (&mut self.outcomes, &mut self.refusals);
         match departure {
             Departure::Apart => {
                 let datagrams = run.iter().filter_map(|copy| {
@@ -307,15 +382,15 @@ impl Egress {
                         body: forwarder.body(copy),
                     })
                 });
-                self.ring.send(socket, datagrams, &mut self.outcomes);
+                self.ring.send(socket, datagrams, outcomes, refusals);
             }
             Departure::Together => {
                 let datagrams = run.iter().map(|copy| [copy.stamp(), forwarder.body(copy)]);
                 let to = &peer.address;
                 let result = self
                     .segments
-                    .send(socket, to, datagrams, &mut self.outcomes);
-                if result == Err(Refused) {
+                    .send(socket, to, datagrams, outcomes, refusals);
+                if result == Err(NoSegments) {
                     self.ways.part(run);
                 }
             }
@@ -326,6 +401,12 @@ impl Egress {
                 Err(error) => drop(copy, reason(error), ledger),
             }
         }
+        if !self.refusals.is_empty() {
+            let refusals = self.refusals.drain(..);
+            let believed = refusals.filter(|refusal| forwarder.has_stamped(&refusal.quote));
+            self.ways.note_refused(believed);
+        }
+        self.outcomes.len()
     }
 }
 

@@ -6,9 +6,11 @@
 #![expect(unsafe_code, reason = "system calls that no crate wraps safely")]
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::Duration;
 
+use hailmary_proto::write::STAMP_HEAD_BYTES;
 use socket2::SockAddr;
 
 use crate::bus::address::Source;
@@ -17,6 +19,9 @@ use crate::bus::address::Source;
 mod calls;
 #[cfg(all(test, target_os = "linux"))]
 pub use calls::{Answer, begin, bytes_taken, script, unused};
+
+#[cfg(target_os = "linux")]
+mod late;
 
 #[cfg(all(target_os = "linux", not(feature = "portable")))]
 mod batch;
@@ -64,7 +69,17 @@ pub struct Outgoing<'a> {
 
 /// A way takes no segments, so that datagrams for it leave one by one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Refused;
+pub struct NoSegments;
+
+/// The network says, in the name of a host, that a datagram sent there found no socket. Whoever
+/// knows how that datagram began may have forged it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Where the datagram went.
+    pub to: SocketAddr,
+    /// Its first bytes, as quoted.
+    pub quote: [u8; STAMP_HEAD_BYTES],
+}
 
 /// The kernel's account of a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

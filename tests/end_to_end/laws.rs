@@ -229,6 +229,9 @@ fn assert_books(page: &str, handed: &Handed, listener: &SubscriberStats) {
         ("gone", "refused"),
         ("full", "would_block"),
         ("dead", "too_large"),
+        // Where the system tells of it.
+        #[cfg(target_os = "linux")]
+        ("dead", "refused"),
     ] {
         let dropped = dropped(&format!("subscriber=\"{name}\",reason=\"{reason}\""));
         assert!(dropped > 0, "{name}");

@@ -25,6 +25,8 @@ mod order;
 #[cfg(target_os = "linux")]
 mod prometheus;
 mod proof;
+#[cfg(target_os = "linux")]
+mod refused;
 mod restart;
 mod scrapes;
 #[cfg(target_os = "linux")]

@@ -23,7 +23,7 @@ use super::*;
 use crate::bus::access::{Access, Effect, Rule, Rules};
 use crate::bus::address::Address;
 use crate::bus::leases::LeaseLimits;
-use crate::bus::{self, Settings, StaticSubscriber};
+use crate::bus::{self, CopyDrop, Settings, StaticSubscriber};
 use crate::ledger::{SeriesCounts, Totals};
 use crate::net::account;
 use crate::net::address::to_sockaddr;
@@ -600,12 +600,15 @@ impl World {
     /// An event that nothing befalls. By its stamps all know what they missed before it.
     fn say_last_word(&mut self) {
         script([], []);
-        self.hand(&Handed {
-            from: From::Host(0),
-            flaw: Flaw::None,
-            events: vec![(LAST_WORD, 0)],
-        });
-        self.settle();
+        // Before it one that goes to nobody who is said to have refused the last.
+        for _ in 0..2 {
+            self.hand(&Handed {
+                from: From::Host(0),
+                flaw: Flaw::None,
+                events: vec![(LAST_WORD, 0)],
+            });
+            self.settle();
+        }
         for reader in &self.readers {
             if reader.pattern.is_none() || matches!(reader.name.as_str(), "dead" | "gone") {
                 continue;
@@ -851,6 +854,30 @@ fn an_error_of_a_receive_holds_nothing_up() {
         assert_eq!(world.totals.counts.listeners[0].frames, before + taken);
     }
     world.settle();
+}
+
+#[test]
+fn a_refusal_costs_the_next_copy_and_no_other() {
+    let mut world = World::new();
+    world.say_last_word();
+    let living = |world: &World| {
+        let readers = world.readers.iter().map(|reader| reader.name.as_str());
+        let readers = readers.filter(|name| !matches!(*name, "dead" | "gone"));
+        let refused = |name| world.series(name).dropped[CopyDrop::Refused as usize];
+        readers.map(refused).sum::<u64>()
+    };
+    for (number, refused) in [(libc::EHOSTUNREACH, 0), (libc::ECONNREFUSED, 1)] {
+        // Before the first of a turn, of the last of the turn before.
+        script([], [Answer::Late(number)]);
+        world.hand(&Handed {
+            from: From::Host(0),
+            flaw: Flaw::None,
+            events: vec![(LAST_WORD, 0)],
+        });
+        world.settle();
+        world.say_last_word();
+        assert_eq!(living(&world), refused, "{number}");
+    }
 }
 
 proptest! {

@@ -13,7 +13,10 @@ use std::ptr;
 use crate::bus::address::Source;
 use crate::net::address::canonical;
 
-use super::{DATAGRAM_BUFFER_BYTES, Outgoing, RECEIVE_BATCH_MAX, Received, SEND_BATCH_MAX, calls};
+use super::late::take_late_errors;
+use super::{
+    DATAGRAM_BUFFER_BYTES, Outgoing, RECEIVE_BATCH_MAX, Received, Refusal, SEND_BATCH_MAX, calls,
+};
 
 #[expect(clippy::cast_possible_truncation, reason = "128 bytes")]
 const SOURCE_BYTES: libc::socklen_t = mem::size_of::<libc::sockaddr_storage>() as libc::socklen_t;
@@ -216,13 +219,19 @@ impl SendRing {
 
     /// Hands over up to [`SEND_BATCH_MAX`] datagrams without waiting, in order. `outcomes` then has one
     /// entry for each: the bytes that the kernel took, or what it said of that very datagram.
+    ///
+    /// Where it was told meanwhile that datagrams sent before were refused, it stops, so that the
+    /// caller can act on that: `refusals` has them, and `outcomes` an entry less for each datagram
+    /// that has not been handed over. There is always one for the first.
     pub fn send<'a>(
         &mut self,
         socket: BorrowedFd<'_>,
         datagrams: impl Iterator<Item = Outgoing<'a>>,
         outcomes: &mut Vec<io::Result<usize>>,
+        refusals: &mut Vec<Refusal>,
     ) {
         outcomes.clear();
+        refusals.clear();
         let mut count = 0;
         for ((datagram, header), slices) in datagrams.zip(&mut self.headers).zip(&mut self.slices) {
             *slices = [datagram.head, datagram.body].map(|part| libc::iovec {
@@ -235,11 +244,11 @@ impl SendRing {
             header.msg_hdr.msg_iovlen = 2;
             count += 1;
         }
-        while outcomes.len() < count {
+        while outcomes.len() < count && (outcomes.is_empty() || refusals.is_empty()) {
             let Some(rest) = self.headers.get_mut(outcomes.len()..count) else {
                 return;
             };
-            match send_first(socket, rest) {
+            match send_first(socket, rest, refusals) {
                 Ok(sent) => {
                     let sent = rest.iter().take(sent);
                     outcomes.extend(sent.map(|header| Ok(header.msg_len as usize)));
@@ -256,8 +265,16 @@ impl SendRing {
 pub(super) fn send_first(
     socket: BorrowedFd<'_>,
     headers: &mut [libc::mmsghdr],
+    refusals: &mut Vec<Refusal>,
 ) -> io::Result<usize> {
-    send_some(socket, headers).or_else(|error| retry(socket, headers, error))
+    let sent =
+        send_some(socket, headers).or_else(|error| retry(socket, headers, error, refusals))?;
+    if sent < headers.len() {
+        // What stopped it the kernel has forgotten. If it was an earlier datagram's error, no
+        // later send will fail because of it.
+        take_late_errors(socket, refusals);
+    }
+    Ok(sent)
 }
 
 /// Tries once more where the error may have been an earlier datagram's: an ICMP error waits in
@@ -267,8 +284,9 @@ fn retry(
     socket: BorrowedFd<'_>,
     headers: &mut [libc::mmsghdr],
     error: io::Error,
+    refusals: &mut Vec<Refusal>,
 ) -> io::Result<usize> {
-    if empty_error_queue(socket) {
+    if take_late_errors(socket, refusals) {
         send_some(socket, headers)
     } else {
         Err(error)
@@ -299,24 +317,4 @@ fn send_some(socket: BorrowedFd<'_>, headers: &mut [libc::mmsghdr]) -> io::Resul
             }
         }
     }
-}
-
-/// Takes everything out of a socket's error queue and says whether there was anything. Bounded,
-/// because a hostile network could fill it as fast as it is emptied.
-fn empty_error_queue(socket: BorrowedFd<'_>) -> bool {
-    const ERRORS_MAX: usize = 1_024;
-    // SAFETY: all bytes zero is a valid msghdr: no name, no slices, no control data.
-    let mut header = unsafe { mem::zeroed::<libc::msghdr>() };
-    let errors = (0..ERRORS_MAX).take_while(|_| {
-        // SAFETY: the header has room for nothing, so the kernel writes its own fields alone.
-        let result = unsafe {
-            calls::recvmsg(
-                socket.as_raw_fd(),
-                &raw mut header,
-                libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT,
-            )
-        };
-        result >= 0
-    });
-    errors.count() > 0
 }

@@ -2,7 +2,10 @@
 //! their place, whose calls fail as a test says.
 
 #[cfg(all(target_os = "linux", not(feature = "portable")))]
-pub use libc::{recvmmsg, recvmsg, sendmmsg};
+pub use libc::{recvmmsg, sendmmsg};
+
+#[cfg(target_os = "linux")]
+pub use libc::recvmsg;
 
 /// Takes one datagram, by this call.
 #[cfg(any(not(target_os = "linux"), feature = "portable"))]
@@ -11,11 +14,11 @@ pub fn receive<T>(call: impl FnOnce() -> std::io::Result<T>) -> std::io::Result<
     call()
 }
 
-/// Sends one datagram there, by this call.
+/// Sends one datagram, by this call.
 #[cfg(any(not(target_os = "linux"), feature = "portable"))]
 #[inline]
 pub fn send(
-    _to: &socket2::SockAddr,
+    _datagram: &super::Outgoing<'_>,
     call: impl FnOnce() -> std::io::Result<usize>,
 ) -> std::io::Result<usize> {
     call()

@@ -7,7 +7,11 @@
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 
+use hailmary_proto::write::STAMP_HEAD_BYTES;
+use libc::{c_int, msghdr};
 use socket2::SockAddr;
+
+use super::late::Told;
 
 /// What becomes of one call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,9 +21,10 @@ pub enum Answer {
     /// The same, of so many datagrams at most, at least one: a short count where there were more.
     Most(usize),
     /// This error, of the first datagram.
-    Fail(libc::c_int),
-    /// This error, of a datagram that was sent before: one that waited in the error queue.
-    Late(libc::c_int),
+    Fail(c_int),
+    /// This error, of the last datagram that was sent over UDP: one that waited in the error
+    /// queue, as ICMP's do.
+    Late(c_int),
 }
 
 /// Of one thread.
@@ -28,9 +33,26 @@ struct Kernel {
     receives: VecDeque<Answer>,
     sends: VecDeque<Answer>,
     /// What a test has put into the error queue.
-    late_errors: usize,
+    late_errors: VecDeque<LateError>,
+    last: Option<Datagram>,
     /// Bytes that the real kernel took, by the bytes of their address.
     taken: HashMap<Vec<u8>, u64>,
+}
+
+/// What was sent over UDP.
+#[derive(Clone, Debug)]
+struct Datagram {
+    /// The bytes of its address.
+    to: Vec<u8>,
+    /// Its first bytes.
+    head: Vec<u8>,
+}
+
+#[derive(Debug)]
+struct LateError {
+    number: c_int,
+    /// None where none has been sent.
+    of: Option<Datagram>,
 }
 
 thread_local! {
@@ -51,7 +73,7 @@ pub fn script(receives: impl IntoIterator<Item = Answer>, sends: impl IntoIterat
     with(|kernel| {
         kernel.receives = receives.into_iter().collect();
         kernel.sends = sends.into_iter().collect();
-        kernel.late_errors = 0;
+        kernel.late_errors.clear();
     });
 }
 
@@ -77,18 +99,95 @@ fn next_receive() -> Answer {
 fn next_send() -> Answer {
     with(|kernel| {
         let answer = kernel.sends.pop_front().unwrap_or(Answer::Through);
-        kernel.late_errors += usize::from(matches!(answer, Answer::Late(_)));
+        if let Answer::Late(number) = answer {
+            let of = kernel.last.clone();
+            kernel.late_errors.push_back(LateError { number, of });
+        }
         answer
     })
 }
 
+/// Keeps what has been sent.
+fn keep(to: &[u8], head: &[u8], bytes: u64) {
+    with(|kernel| {
+        *kernel.taken.entry(to.to_vec()).or_default() += bytes;
+        if family(to) != libc::AF_UNIX {
+            kernel.last = Some(Datagram {
+                to: to.to_vec(),
+                head: head.to_vec(),
+            });
+        }
+    });
+}
+
+fn family(address: &[u8]) -> c_int {
+    let family = address.first_chunk().copied();
+    family.map_or(libc::AF_UNSPEC, |it| u16::from_ne_bytes(it).into())
+}
+
+/// As recvmsg(2), for the error queue.
+///
+/// # Safety
+///
+/// As recvmsg(2), and there is room for a [`Told`].
+pub unsafe fn recvmsg(socket: c_int, header: *mut msghdr, flags: c_int) -> isize {
+    assert_ne!(flags & libc::MSG_ERRQUEUE, 0);
+    match with(|kernel| kernel.late_errors.pop_front()) {
+        // SAFETY: as the caller has it.
+        Some(error) => unsafe { tell(&error, &mut *header) },
+        // SAFETY: as the caller has it.
+        None => unsafe { libc::recvmsg(socket, header, flags) },
+    }
+}
+
+/// Writes an entry of the error queue as the kernel does.
+///
+/// # Safety
+///
+/// As with [`recvmsg`].
+unsafe fn tell(error: &LateError, header: &mut msghdr) -> isize {
+    let Some(Datagram { to, head }) = &error.of else {
+        header.msg_namelen = 0;
+        return 0;
+    };
+    assert!(header.msg_namelen as usize >= to.len());
+    assert!(header.msg_controllen >= size_of::<Told>());
+    // SAFETY: the caller has lent so much room, which was just looked at.
+    let (name, slice, told) = unsafe {
+        (
+            std::slice::from_raw_parts_mut(header.msg_name.cast::<u8>(), to.len()),
+            &*header.msg_iov,
+            &mut *header.msg_control.cast::<Told>(),
+        )
+    };
+    name.copy_from_slice(to);
+    header.msg_namelen = to.len().try_into().unwrap_or_default();
+    let ((level, kind), origin) = match family(to) {
+        libc::AF_INET => (
+            (libc::IPPROTO_IP, libc::IP_RECVERR),
+            libc::SO_EE_ORIGIN_ICMP,
+        ),
+        _ => (
+            (libc::IPPROTO_IPV6, libc::IPV6_RECVERR),
+            libc::SO_EE_ORIGIN_ICMP6,
+        ),
+    };
+    (told.header.cmsg_level, told.header.cmsg_type) = (level, kind);
+    told.error.ee_origin = origin;
+    told.error.ee_errno = error.number.cast_unsigned();
+    let length = head.len().min(slice.iov_len);
+    // SAFETY: both are at least so long.
+    unsafe { std::ptr::copy_nonoverlapping(head.as_ptr(), slice.iov_base.cast(), length) };
+    length.try_into().unwrap_or(-1)
+}
+
 #[cfg(not(feature = "portable"))]
-pub use batch::{recvmmsg, recvmsg, sendmmsg};
+pub use batch::{recvmmsg, sendmmsg};
 
 #[cfg(not(feature = "portable"))]
 mod batch {
     use super::*;
-    use libc::{c_int, c_uint, mmsghdr, msghdr};
+    use libc::{c_uint, mmsghdr};
 
     fn fail(number: c_int) -> c_int {
         // SAFETY: errno is the thread's own.
@@ -141,28 +240,9 @@ mod batch {
         let sent = unsafe { libc::sendmmsg(socket, headers, count, flags) };
         for index in 0..usize::try_from(sent).unwrap_or(0) {
             // SAFETY: the caller has lent at least `count` headers, all filled.
-            unsafe { keep(&(*headers.add(index)).msg_hdr) };
+            unsafe { keep_sent(&(*headers.add(index)).msg_hdr) };
         }
         sent
-    }
-
-    /// As recvmsg(2), for the error queue.
-    ///
-    /// # Safety
-    ///
-    /// As recvmsg(2).
-    pub unsafe fn recvmsg(socket: c_int, header: *mut msghdr, flags: c_int) -> isize {
-        assert_ne!(flags & libc::MSG_ERRQUEUE, 0);
-        let is_told = with(|kernel| {
-            let is_told = kernel.late_errors > 0;
-            kernel.late_errors = kernel.late_errors.saturating_sub(1);
-            is_told
-        });
-        if is_told {
-            return 0;
-        }
-        // SAFETY: as the caller has it.
-        unsafe { libc::recvmsg(socket, header, flags) }
     }
 
     /// Keeps what has been sent.
@@ -170,7 +250,7 @@ mod batch {
     /// # Safety
     ///
     /// The header points to an address and to slices that live.
-    unsafe fn keep(header: &msghdr) {
+    unsafe fn keep_sent(header: &msghdr) {
         // SAFETY: as the caller has it.
         let (to, slices) = unsafe {
             (
@@ -181,8 +261,14 @@ mod batch {
                 std::slice::from_raw_parts(header.msg_iov, header.msg_iovlen),
             )
         };
+        // SAFETY: as the caller has it.
+        let part = |slice: &libc::iovec| unsafe {
+            std::slice::from_raw_parts(slice.iov_base.cast::<u8>(), slice.iov_len)
+        };
         let bytes: usize = slices.iter().map(|slice| slice.iov_len).sum();
-        with(|kernel| *kernel.taken.entry(to.to_vec()).or_default() += bytes as u64);
+        let head = slices.iter().flat_map(part).copied();
+        let head: Vec<u8> = head.take(STAMP_HEAD_BYTES).collect();
+        keep(to, &head, bytes as u64);
     }
 }
 
@@ -194,6 +280,7 @@ mod single {
     use std::io;
 
     use super::*;
+    use crate::net::sys::Outgoing;
 
     /// Takes one datagram, by this call.
     pub fn receive<T>(call: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
@@ -205,13 +292,17 @@ mod single {
         }
     }
 
-    /// Sends one datagram there, by this call.
-    pub fn send(to: &SockAddr, call: impl FnOnce() -> io::Result<usize>) -> io::Result<usize> {
+    /// Sends one datagram, by this call.
+    pub fn send(
+        datagram: &Outgoing<'_>,
+        call: impl FnOnce() -> io::Result<usize>,
+    ) -> io::Result<usize> {
         match next_send() {
             Answer::Through | Answer::Most(_) => {
                 let bytes = call()?;
-                let to = bytes_of(to).to_vec();
-                with(|kernel| *kernel.taken.entry(to).or_default() += bytes as u64);
+                let head = datagram.head.iter().chain(datagram.body).copied();
+                let head: Vec<u8> = head.take(STAMP_HEAD_BYTES).collect();
+                keep(bytes_of(datagram.to), &head, bytes as u64);
                 Ok(bytes)
             }
             Answer::Fail(number) | Answer::Late(number) => {

@@ -12,7 +12,8 @@ use crate::bus::address::{Address, Source};
 use crate::net::address::canonical;
 
 use super::{
-    DATAGRAM_BUFFER_BYTES, Outgoing, RECEIVE_BATCH_MAX, Received, Refused, SEND_BATCH_MAX, calls,
+    DATAGRAM_BUFFER_BYTES, NoSegments, Outgoing, RECEIVE_BATCH_MAX, Received, Refusal,
+    SEND_BATCH_MAX, calls,
 };
 
 /// What is known of a received datagram, but for its bytes.
@@ -150,23 +151,32 @@ impl SendRing {
 
     /// Hands over up to [`SEND_BATCH_MAX`] datagrams without waiting, in order. `outcomes` then has one
     /// entry for each: the bytes that the kernel took, or what it said of that very datagram.
+    ///
+    /// Where it was told meanwhile that datagrams sent before were refused, it stops, so that the
+    /// caller can act on that: `refusals` has them, and `outcomes` an entry less for each datagram
+    /// that has not been handed over. There is always one for the first.
     pub fn send<'a>(
         &mut self,
         socket: BorrowedFd<'_>,
         datagrams: impl Iterator<Item = Outgoing<'a>>,
         outcomes: &mut Vec<io::Result<usize>>,
+        refusals: &mut Vec<Refusal>,
     ) {
         outcomes.clear();
-        let socket = SockRef::from(&socket);
-        outcomes.extend(datagrams.take(SEND_BATCH_MAX).map(|datagram| {
-            send_one(&socket, &datagram).or_else(|error| match error.kind() {
-                // It may have been an earlier datagram's, which this took out of the socket.
-                io::ErrorKind::ConnectionRefused | io::ErrorKind::HostUnreachable => {
-                    send_one(&socket, &datagram)
+        refusals.clear();
+        for datagram in datagrams.take(SEND_BATCH_MAX) {
+            let result = send_one(socket, &datagram);
+            outcomes.push(result.or_else(|error| {
+                if is_earlier(&error, socket, refusals) {
+                    send_one(socket, &datagram)
+                } else {
+                    Err(error)
                 }
-                _ => Err(error),
-            })
-        }));
+            }));
+            if !refusals.is_empty() {
+                return;
+            }
+        }
     }
 }
 
@@ -183,7 +193,8 @@ impl SegmentRing {
 
     /// Hands over up to [`SEND_BATCH_MAX`] datagrams, each in two parts, without waiting, in order.
     /// `outcomes` then has one entry for each: the bytes that the kernel took, or what it said of
-    /// that very datagram.
+    /// that very datagram. It stops where datagrams sent before were refused, as
+    /// [`SendRing::send`] does.
     ///
     /// # Errors
     ///
@@ -194,10 +205,11 @@ impl SegmentRing {
         to: &'a SockAddr,
         datagrams: impl Iterator<Item = [&'a [u8]; 2]>,
         outcomes: &mut Vec<io::Result<usize>>,
-    ) -> Result<(), Refused> {
+        refusals: &mut Vec<Refusal>,
+    ) -> Result<(), NoSegments> {
         let outgoing = datagrams.map(|[head, body]| Outgoing { to, head, body });
-        self.0.send(socket, outgoing, outcomes);
-        Err(Refused)
+        self.0.send(socket, outgoing, outcomes, refusals);
+        Err(NoSegments)
     }
 }
 
@@ -207,12 +219,31 @@ pub fn takes_segments(_socket: BorrowedFd<'_>) -> bool {
     false
 }
 
-fn send_one(socket: &SockRef<'_>, datagram: &Outgoing<'_>) -> io::Result<usize> {
+/// Whether an error of a send was an earlier datagram's: it waits in the socket and fails whatever
+/// is sent next.
+#[cfg(target_os = "linux")]
+fn is_earlier(_: &io::Error, socket: BorrowedFd<'_>, refusals: &mut Vec<Refusal>) -> bool {
+    super::late::take_late_errors(socket, refusals)
+}
+
+/// Whether an error of a send may have been an earlier datagram's, which it took out of the
+/// socket. Of which one this system does not say.
+#[cfg(not(target_os = "linux"))]
+fn is_earlier(error: &io::Error, _: BorrowedFd<'_>, _: &mut Vec<Refusal>) -> bool {
+    let kind = error.kind();
+    matches!(
+        kind,
+        io::ErrorKind::ConnectionRefused | io::ErrorKind::HostUnreachable
+    )
+}
+
+fn send_one(socket: BorrowedFd<'_>, datagram: &Outgoing<'_>) -> io::Result<usize> {
+    let socket = SockRef::from(&socket);
     let parts = [datagram.head, datagram.body].map(io::IoSlice::new);
     loop {
         let to = datagram.to;
         let send = || socket.send_to_vectored_with_flags(&parts, to, libc::MSG_DONTWAIT);
-        match calls::send(to, send) {
+        match calls::send(datagram, send) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             result => return result,
         }

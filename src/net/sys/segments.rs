@@ -15,7 +15,7 @@ use hailmary_proto::write::{PADDING_FIELD_BYTES_MIN, write_padding};
 use socket2::SockAddr;
 
 use super::batch::send_first;
-use super::{Refused, SEND_BATCH_MAX};
+use super::{NoSegments, Refusal, SEND_BATCH_MAX};
 
 /// Most bytes of one message: what a UDP datagram over IPv4 holds, because that is what it is
 /// till it is cut. That it has [`SEND_BATCH_MAX`] segments at most, as many as any kernel takes, is
@@ -73,7 +73,8 @@ impl SegmentRing {
     /// Hands over up to [`SEND_BATCH_MAX`] datagrams, each a frame in two parts, without waiting, in
     /// order and in as few messages as their lengths allow. `outcomes` then has one entry for
     /// each: the bytes that the kernel took, padding included, or what it said of the message
-    /// that the datagram was in.
+    /// that the datagram was in. It stops where datagrams sent before were refused, as
+    /// [`SendRing::send`](super::SendRing::send) does.
     ///
     /// # Errors
     ///
@@ -85,8 +86,10 @@ impl SegmentRing {
         to: &SockAddr,
         datagrams: impl Iterator<Item = [&'a [u8]; 2]>,
         outcomes: &mut Vec<io::Result<usize>>,
-    ) -> Result<(), Refused> {
+        refusals: &mut Vec<Refusal>,
+    ) -> Result<(), NoSegments> {
         outcomes.clear();
+        refusals.clear();
         let mut count = 0;
         let places = self.slices.iter_mut().zip(&mut self.lengths);
         for ((slices, length), [head, body]) in places.zip(datagrams) {
@@ -95,19 +98,19 @@ impl SegmentRing {
             count += 1;
         }
         let mut result = Ok(());
-        while outcomes.len() < count {
+        while outcomes.len() < count && (outcomes.is_empty() || refusals.is_empty()) {
             let waiting = self.lengths.get(outcomes.len()..count).unwrap_or_default();
             let (segments, segment_bytes) = match result {
                 Ok(()) => group(waiting),
-                Err(Refused) => (1, 0),
+                Err(NoSegments) => (1, 0),
             };
             let message = outcomes.len()..outcomes.len() + segments;
-            match self.send_message(socket, to, message.clone(), segment_bytes) {
+            match self.send_message(socket, to, message.clone(), segment_bytes, refusals) {
                 Ok(()) => {
                     let sent = self.slices.get(message).unwrap_or_default();
                     outcomes.extend(sent.iter().map(|slices| Ok(bytes(slices))));
                 }
-                Err(error) if segments > 1 && is_refusal(&error) => result = Err(Refused),
+                Err(error) if segments > 1 && is_refusal(&error) => result = Err(NoSegments),
                 Err(error) => outcomes.extend(message.map(|_| Err(same(&error)))),
             }
         }
@@ -121,6 +124,7 @@ impl SegmentRing {
         to: &SockAddr,
         places: std::ops::Range<usize>,
         segment_bytes: usize,
+        refusals: &mut Vec<Refusal>,
     ) -> io::Result<()> {
         let segments = places.len();
         let slices = self.slices.get_mut(places.clone()).unwrap_or_default();
@@ -158,7 +162,7 @@ impl SegmentRing {
             message.msg_hdr.msg_control = (&raw mut control).cast();
             message.msg_hdr.msg_controllen = size_of_val(&control) as _;
         }
-        send_first(socket, std::slice::from_mut(&mut message)).map(|_| ())
+        send_first(socket, std::slice::from_mut(&mut message), refusals).map(|_| ())
     }
 }
 
