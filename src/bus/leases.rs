@@ -218,7 +218,10 @@ impl Leases {
             && (subscribe.sample == 0.0 || subscribe.sample == 1.0)
             && subscribe.events_per_second == 0;
         let is_too_small = (1..FRAME_BYTES_MIN).contains(&subscribe.max_frame_bytes);
-        if !is_plain || is_too_small || !is_legal_name(&subscribe.name) {
+        // The bus's own subscribers are the configuration's alone.
+        let is_legal =
+            is_legal_name(&subscribe.name) && !subscribe.name.starts_with(topic::RESERVED_TOKEN);
+        if !is_plain || is_too_small || !is_legal {
             return Err(Reason::BadRequest);
         }
         if subscribe.topics.is_empty() || subscribe.topics.len() > self.limits.patterns_max {

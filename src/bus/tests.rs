@@ -371,6 +371,10 @@ fn what_cannot_be_granted_is_refused_with_its_reason() {
             Reason::BadRequest,
         ),
         (request(|r| r.name = "a b".to_owned()), Reason::BadRequest),
+        (
+            request(|r| r.name = "_hailmary.canary".to_owned()),
+            Reason::BadRequest,
+        ),
         (request(|r| r.sample = f64::NAN), Reason::BadRequest),
         (request(|r| r.sample = 7.0), Reason::BadRequest),
         (request(|r| r.max_frame_bytes = 10), Reason::BadRequest),
