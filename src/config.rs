@@ -8,6 +8,7 @@ use std::fs;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hailmary_proto::topic;
@@ -20,6 +21,9 @@ use crate::bus::access::{Access, Effect, Rule, Rules};
 use crate::bus::address::Address;
 use crate::bus::leases::{LeaseLimits, is_legal_name};
 use crate::bus::limits::{FRAME_BYTES_MIN, LEASE_MS_MAX, LEASE_MS_MIN};
+use crate::bus::policies::{Priority, TopicPolicy};
+use crate::bus::sample::Sample;
+use crate::bus::subscribers::Terms;
 use crate::bus::{Settings, StaticSubscriber};
 use crate::canary;
 use crate::net::listener::ListenAddress;
@@ -39,6 +43,9 @@ const BUFFER_BYTES: std::ops::RangeInclusive<usize> = 4_096..=1 << 30;
 /// Bounds of the time between a canary's probes, in ms: at the shortest a hundred a second, which
 /// no bus notices, and at the longest often enough to be called watching.
 const CANARY_INTERVAL_MS: std::ops::RangeInclusive<u32> = 10..=3_600_000;
+
+/// Bounds of the age of events, in ms: at the longest what clocks that differ are good for.
+const MAX_AGE_MS: std::ops::RangeInclusive<u64> = 1..=86_400_000;
 
 /// The file.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -208,6 +215,15 @@ pub struct StaticEntry {
     /// The largest datagram it takes, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_frame_bytes: Option<Spanned<u32>>,
+    /// Of all members of a group, one gets each event.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<Spanned<String>>,
+    /// The share of events that it gets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sample: Option<Spanned<f64>>,
+    /// How many events it gets at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub events_per_second: Option<Spanned<u64>>,
 }
 
 /// `[[topic]]`
@@ -216,6 +232,15 @@ pub struct StaticEntry {
 pub struct TopicEntry {
     /// Which topics: the first entry that matches counts.
     pub r#match: Spanned<String>,
+    /// How many of their events pass, all topics of the entry together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub events_per_second: Option<Spanned<u64>>,
+    /// What becomes of them when the bus cannot keep up: `low`, `normal` or `high`.
+    #[serde(default)]
+    pub priority: Priority,
+    /// How old their events may be, in ms.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_age_ms: Option<Spanned<u64>>,
 }
 
 /// What the program is to do.
@@ -579,6 +604,7 @@ impl Checker<'_> {
                 name: name.clone(),
                 topics: self.patterns(&entry.topics),
                 frame_bytes_max,
+                terms: self.terms(entry),
                 address: match self.subscriber_address(&entry.address) {
                     Some(address) => address,
                     None => continue,
@@ -586,6 +612,56 @@ impl Checker<'_> {
             });
         }
         subscribers
+    }
+
+    fn terms(&mut self, entry: &StaticEntry) -> Terms {
+        Terms {
+            group: entry.group.as_ref().map(|group| self.group(group)),
+            sample: entry
+                .sample
+                .as_ref()
+                .map_or(Sample::ALL, |sample| self.sample(sample)),
+            events_per_second: self.rate(entry.events_per_second.as_ref()),
+        }
+    }
+
+    fn group(&mut self, group: &Spanned<String>) -> Arc<str> {
+        if group.get_ref().is_empty() || !is_legal_name(group.get_ref()) {
+            self.refuse(group, "a group's name is 1 to 64 of A-Z a-z 0-9 . _ -");
+        }
+        group.get_ref().as_str().into()
+    }
+
+    fn sample(&mut self, sample: &Spanned<f64>) -> Sample {
+        let checked = Sample::of_share(*sample.get_ref());
+        if checked.is_none() {
+            self.refuse(sample, "sample is a share over 0 and at most 1");
+        }
+        checked.unwrap_or(Sample::ALL)
+    }
+
+    fn rate(&mut self, rate: Option<&Spanned<u64>>) -> Option<u32> {
+        let rate = rate?;
+        let checked = u32::try_from(*rate.get_ref()).ok().filter(|rate| *rate > 0);
+        if checked.is_none() {
+            let message = format!(
+                "events_per_second must be 1 to {}; without the key there is no limit",
+                u32::MAX
+            );
+            self.refuse(rate, &message);
+        }
+        checked
+    }
+
+    fn max_age(&mut self, age: Option<&Spanned<u64>>) -> Option<Duration> {
+        let age = age?;
+        if !MAX_AGE_MS.contains(age.get_ref()) {
+            let (least, most) = (MAX_AGE_MS.start(), MAX_AGE_MS.end());
+            let message =
+                format!("max_age_ms must be {least} to {most}; without the key no event is stale");
+            self.refuse(age, &message);
+        }
+        Some(Duration::from_millis(*age.get_ref()))
     }
 
     fn frame_bytes(&mut self, bytes: &Spanned<u32>) -> u32 {
@@ -619,14 +695,30 @@ impl Checker<'_> {
         parsed
     }
 
-    fn policies(&mut self, entries: &[TopicEntry]) -> Vec<String> {
-        let mut policies = Vec::new();
+    fn policies(&mut self, entries: &[TopicEntry]) -> Vec<TopicPolicy> {
+        let mut policies: Vec<TopicPolicy> = Vec::new();
         for entry in entries {
             let pattern = self.pattern(&entry.r#match);
-            if policies.contains(&pattern) {
-                self.refuse(&entry.r#match, "there is an entry for this pattern already");
+            let includes = |other: &&TopicPolicy| {
+                topic::includes(other.pattern.as_bytes(), pattern.as_bytes())
+            };
+            if let Some(other) = policies.iter().find(includes) {
+                let message = match other.pattern == pattern {
+                    true => "there is an entry for this pattern already".to_owned(),
+                    false => format!(
+                        "this entry never counts: the one for {:?} before it matches all that \
+                         this one does, and the first that matches counts",
+                        other.pattern
+                    ),
+                };
+                self.refuse(&entry.r#match, &message);
             }
-            policies.push(pattern);
+            policies.push(TopicPolicy {
+                pattern,
+                events_per_second: self.rate(entry.events_per_second.as_ref()),
+                priority: entry.priority,
+                age_max: self.max_age(entry.max_age_ms.as_ref()),
+            });
         }
         policies
     }
@@ -750,8 +842,48 @@ mod tests {
             "bus.toml:4: \"a\": there is an entry",
         ),
         (
-            "[[topic]]\nmatch = \"a\"\nevents_per_second = 5\n",
-            "bus.toml:3: unknown field `events_per_second`",
+            "[[topic]]\nmatch = \"a.>\"\n[[topic]]\nmatch = \"a.*\"\n",
+            "bus.toml:4: \"a.*\": this entry never counts: the one for \"a.>\" before it",
+        ),
+        (
+            "[[topic]]\nmatch = \"a\"\nevents_per_second = 0\n",
+            "bus.toml:3: 0: events_per_second must be 1 to 4294967295; without",
+        ),
+        (
+            "[[topic]]\nmatch = \"a\"\nevents_per_second = 4294967296\n",
+            "bus.toml:3: 4294967296: events_per_second must be 1 to",
+        ),
+        (
+            "[[topic]]\nmatch = \"a\"\nevents_per_second = 18446744073709551615\n",
+            "bus.toml:3: ",
+        ),
+        (
+            "[[topic]]\nmatch = \"a\"\nmax_age_ms = 0\n",
+            "bus.toml:3: 0: max_age_ms must be 1 to 86400000",
+        ),
+        (
+            "[[topic]]\nmatch = \"a\"\npriority = \"urgent\"\n",
+            "bus.toml:3: unknown variant `urgent`, expected one of `low`, `normal`, `high`",
+        ),
+        (
+            "[[subscriber]]\nname = \"a\"\naddress = \"1.2.3.4:5\"\ntopics = [\"a\"]\nsample = nan\n",
+            "bus.toml:5: NaN: sample is a share over 0 and at most 1",
+        ),
+        (
+            "[[subscriber]]\nname = \"a\"\naddress = \"1.2.3.4:5\"\ntopics = [\"a\"]\nsample = -0.5\n",
+            "bus.toml:5: -0.5: sample is",
+        ),
+        (
+            "[[subscriber]]\nname = \"a\"\naddress = \"1.2.3.4:5\"\ntopics = [\"a\"]\nsample = 7.0\n",
+            "bus.toml:5: 7.0: sample is",
+        ),
+        (
+            "[[subscriber]]\nname = \"a\"\naddress = \"1.2.3.4:5\"\ntopics = [\"a\"]\ngroup = \"\"\n",
+            "bus.toml:5: \"\": a group's name is 1 to 64",
+        ),
+        (
+            "[[subscriber]]\nname = \"a\"\naddress = \"1.2.3.4:5\"\ntopics = [\"a\"]\nevents_per_second = -1\n",
+            "bus.toml:5: ",
         ),
         (
             "[canary]\ninterval_ms = 9\n",

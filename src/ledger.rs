@@ -77,14 +77,11 @@ pub struct Counts {
 }
 
 impl Counts {
-    fn new(listeners: usize, topic_policies: usize) -> Self {
-        let mut counts = Self {
+    fn new(listeners: usize) -> Self {
+        Self {
             listeners: vec![ListenerCounts::default(); listeners],
             ..Self::default()
-        };
-        // One more for the topics without a policy.
-        counts.events.by_policy = vec![0; topic_policies + 1];
-        counts
+        }
     }
 
     /// Adds what another has, series apart.
@@ -153,9 +150,9 @@ pub struct Ledger {
 impl Ledger {
     /// Empty books.
     #[must_use]
-    pub fn new(listeners: usize, topic_policies: usize) -> Self {
+    pub fn new(listeners: usize) -> Self {
         Self {
-            counts: Counts::new(listeners, topic_policies),
+            counts: Counts::new(listeners),
             touched: Vec::new(),
             is_empty: true,
         }
@@ -282,11 +279,8 @@ pub struct Mailbox(Mutex<Box<Counts>>);
 impl Mailbox {
     /// An empty mailbox for books of this size.
     #[must_use]
-    pub fn new(listeners: usize, topic_policies: usize) -> Arc<Self> {
-        Arc::new(Self(Mutex::new(Box::new(Counts::new(
-            listeners,
-            topic_policies,
-        )))))
+    pub fn new(listeners: usize) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(Box::new(Counts::new(listeners)))))
     }
 
     /// Adds what has come since the last time to `totals`.
@@ -313,10 +307,10 @@ pub struct Totals {
 impl Totals {
     /// Nothing yet.
     #[must_use]
-    pub fn new(listeners: usize, topic_policies: usize) -> Self {
+    pub fn new(listeners: usize) -> Self {
         Self {
-            counts: Counts::new(listeners, topic_policies),
-            spare: Box::new(Counts::new(listeners, topic_policies)),
+            counts: Counts::new(listeners),
+            spare: Box::new(Counts::new(listeners)),
         }
     }
 }
@@ -327,9 +321,9 @@ mod tests {
 
     #[test]
     fn nothing_is_counted_twice_or_left_behind() {
-        let mailbox = Mailbox::new(1, 0);
-        let mut ledger = Ledger::new(1, 0);
-        let mut totals = Totals::new(1, 0);
+        let mailbox = Mailbox::new(1);
+        let mut ledger = Ledger::new(1);
+        let mut totals = Totals::new(1);
         for round in 1..=5 {
             ledger.count_frames(0, 1, 10);
             ledger.events().matched += 2;

@@ -81,8 +81,6 @@ pub struct State {
     pub started: Instant,
     /// Its listeners, in the order of the counts' listeners.
     pub listeners: Vec<ListenerInfo>,
-    /// Patterns of the topic policies, in the order of the counts.
-    pub topic_policies: Vec<String>,
     /// What it has counted.
     pub mailbox: Arc<Mailbox>,
     /// What the canary has counted, where there is one.
@@ -97,14 +95,29 @@ pub struct State {
 }
 
 /// What has changed since a reader last looked: one entry for each subscriber's place at most,
-/// and for each series.
+/// and for each name of a series or topic label.
 #[derive(Debug, Default)]
 struct Changes {
     /// None where it went.
     subscribers: BTreeMap<SubscriberId, Option<Arc<SubscriberInfo>>>,
-    series: Vec<Arc<str>>,
-    /// Series that readers have been told of, or will be by these changes.
-    series_known: usize,
+    series: NewNames,
+    topic_labels: NewNames,
+}
+
+/// What has been added to names that only grow.
+#[derive(Debug, Default)]
+struct NewNames {
+    names: Vec<Arc<str>>,
+    /// Names that readers have been told of, or will be by these.
+    known: usize,
+}
+
+impl NewNames {
+    /// These are all names by now.
+    fn put(&mut self, all: &[Arc<str>]) {
+        self.names.extend(all.iter().skip(self.known).cloned());
+        self.known = all.len();
+    }
 }
 
 /// What readers know, as of the last look.
@@ -112,23 +125,18 @@ struct Changes {
 struct Shown {
     subscribers: BTreeMap<SubscriberId, Arc<SubscriberInfo>>,
     series: Vec<Arc<str>>,
+    topic_labels: Vec<Arc<str>>,
 }
 
 impl State {
     /// A bus that is starting.
     #[must_use]
-    pub fn new(
-        bus: u64,
-        listeners: Vec<ListenerInfo>,
-        topic_policies: Vec<String>,
-        workers: usize,
-    ) -> Self {
+    pub fn new(bus: u64, listeners: Vec<ListenerInfo>, workers: usize) -> Self {
         Self {
             bus,
             started: Instant::now(),
-            mailbox: Mailbox::new(listeners.len(), topic_policies.len()),
+            mailbox: Mailbox::new(listeners.len()),
             listeners,
-            topic_policies,
             canary: None,
             phase: AtomicU8::new(Phase::Starting as u8),
             turning_since_ms: (0..workers).map(|_| AtomicU64::new(0)).collect(),
@@ -206,16 +214,25 @@ impl State {
 
     /// Series have been added: these are all their names.
     pub fn put_series(&self, names: &[Arc<str>]) {
-        let mut changes = self.changes();
-        let new = names.iter().skip(changes.series_known).cloned();
-        changes.series.extend(new);
-        changes.series_known = names.len();
+        self.changes().series.put(names);
+    }
+
+    /// Labels of topics have been added: these are all of them.
+    pub fn put_topic_labels(&self, labels: &[Arc<str>]) {
+        self.changes().topic_labels.put(labels);
     }
 
     /// The names of the series, in the order of the counts' series. It only grows.
     #[must_use]
     pub fn series(&self) -> Vec<Arc<str>> {
         self.shown().series.clone()
+    }
+
+    /// The labels that events are counted under by their topic, in the order of the counts. It
+    /// only grows.
+    #[must_use]
+    pub fn topic_labels(&self) -> Vec<Arc<str>> {
+        self.shown().topic_labels.clone()
     }
 
     fn changes(&self) -> MutexGuard<'_, Changes> {
@@ -227,7 +244,8 @@ impl State {
         let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
         let mut changes = self.changes();
         let subscribers = std::mem::take(&mut changes.subscribers);
-        let series = std::mem::take(&mut changes.series);
+        let series = std::mem::take(&mut changes.series.names);
+        let topic_labels = std::mem::take(&mut changes.topic_labels.names);
         drop(changes);
         for (id, info) in subscribers {
             match info {
@@ -236,6 +254,7 @@ impl State {
             };
         }
         shown.series.extend(series);
+        shown.topic_labels.extend(topic_labels);
         shown
     }
 }
@@ -248,7 +267,7 @@ mod tests {
     use super::*;
 
     fn state() -> State {
-        State::new(1, Vec::new(), Vec::new(), 1)
+        State::new(1, Vec::new(), 1)
     }
 
     fn info(name: &str) -> SubscriberInfo {

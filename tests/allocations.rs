@@ -86,8 +86,8 @@ fn turns_with_sockets(shape: Shape) {
     let to: SocketAddr = to.parse().unwrap();
     let mut ring = ReceiveRing::new();
     let mut egress = Egress::open(1 << 20).unwrap();
-    let (mailbox, mut ledger) = (Mailbox::new(1, 0), Ledger::new(1, 0));
-    let mut totals = Totals::new(1, 0);
+    let (mailbox, mut ledger) = (Mailbox::new(1), Ledger::new(1));
+    let mut totals = Totals::new(1);
     let batch = datagrams(BATCH / 2, shape);
     let publisher = UdpSocket::bind("127.0.0.1:0").unwrap();
     let mut frames = 0;

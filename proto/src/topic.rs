@@ -221,6 +221,34 @@ pub fn covers(pattern: &[u8], topic: &[u8]) -> bool {
     topic.next().is_none()
 }
 
+/// Whether every topic that `narrow` [matches](matches()) is one that `wide` matches.
+///
+/// Both must be legal patterns.
+///
+/// ```
+/// use hailmary_proto::topic::includes;
+///
+/// assert!(includes(b"search.>", b"search.*.photo"));
+/// assert!(!includes(b"search.*", b"search.>"));
+/// ```
+#[must_use]
+pub fn includes(wide: &[u8], narrow: &[u8]) -> bool {
+    if is_reserved(narrow) && !is_reserved(wide) {
+        return false;
+    }
+    let mut narrow = tokens(narrow);
+    for wanted in tokens(wide) {
+        match narrow.next() {
+            None => return false,
+            Some(_) if wanted == b">" => return true,
+            Some(token) if wanted == b"*" && token != b">" => {}
+            Some(token) if wanted == token => {}
+            Some(_) => return false,
+        }
+    }
+    narrow.next().is_none()
+}
+
 fn tokens(topic: &[u8]) -> impl Iterator<Item = &[u8]> {
     topic.split(|&byte| byte == b'.')
 }
@@ -280,7 +308,41 @@ mod tests {
         (1..=255).contains(&text.len()) && text.split(|&byte| byte == b'.').count() <= 16
     }
 
+    /// Short patterns of few tokens, so that many include one another.
+    fn pattern() -> impl Strategy<Value = Vec<u8>> {
+        let token = proptest::sample::select(&["a", "b", "*", RESERVED_TOKEN][..]);
+        (vec(token, 0..4), any::<bool>()).prop_filter_map("empty", |(mut tokens, is_open)| {
+            tokens.extend(is_open.then_some(">"));
+            (!tokens.is_empty()).then(|| tokens.join(".").into_bytes())
+        })
+    }
+
+    /// All topics of one to five tokens that tell such patterns apart.
+    fn topics() -> Vec<Vec<u8>> {
+        let tokens = ["a", "b", "c", RESERVED_TOKEN];
+        let mut topics: Vec<String> = tokens.map(str::to_owned).into();
+        for length in 1..5 {
+            let longest: Vec<_> = topics
+                .iter()
+                .filter(|topic| topic.split('.').count() == length)
+                .flat_map(|topic| tokens.map(|token| format!("{topic}.{token}")))
+                .collect();
+            topics.extend(longest);
+        }
+        topics.into_iter().map(String::into_bytes).collect()
+    }
+
     proptest! {
+        #[test]
+        fn a_pattern_includes_another_where_it_matches_all_that_the_other_does(
+            wide in pattern(),
+            narrow in pattern(),
+        ) {
+            let matched = topics().into_iter().filter(|topic| matches(&narrow, topic));
+            let expected = matched.into_iter().all(|topic| matches(&wide, &topic));
+            prop_assert_eq!(includes(&wide, &narrow), expected);
+        }
+
         #[test]
         fn a_topic_is_legal_by_its_rule(text in text()) {
             let is_legal = has_legal_size(&text) && text.split(|&byte| byte == b'.').all(is_plain);

@@ -151,17 +151,15 @@ fn events(page: &mut Page, counts: &Counts, state: &State) {
         "One for each event and subscriber it is for.",
         events.copies,
     );
-    let topics = state
-        .topic_policies
-        .iter()
-        .map(String::as_str)
-        .chain(["other"]);
+    let labels = state.topic_labels();
+    let by_label = labels.iter().enumerate();
     page.counters(
         "topic_events_total",
         "Events by topic policy.",
-        topics
-            .zip(&events.by_policy)
-            .map(|(topic, n)| ([("topic", topic)], *n)),
+        by_label.map(|(index, topic)| {
+            let count = events.by_label.get(index).copied().unwrap_or(0);
+            ([("topic", &**topic)], count)
+        }),
     );
 }
 

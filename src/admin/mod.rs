@@ -112,7 +112,7 @@ impl Admin {
         // Both fail only where the thread has ended already.
         let _ = self.stop.send(());
         let _ = self.thread.join();
-        let empty = Totals::new(0, 0);
+        let empty = Totals::new(0);
         std::mem::replace(&mut self.desk.totals(), empty)
     }
 }
@@ -127,7 +127,7 @@ struct Desk {
 
 impl Desk {
     fn new(state: Arc<State>) -> Self {
-        let totals = Totals::new(state.listeners.len(), state.topic_policies.len());
+        let totals = Totals::new(state.listeners.len());
         Self {
             totals: Mutex::new(totals),
             state,

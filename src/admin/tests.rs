@@ -7,8 +7,8 @@ use crate::bus::series::SeriesId;
 use crate::ledger::Ledger;
 
 fn start() -> (Admin, Arc<State>) {
-    let policies = vec!["spam.>".to_owned()];
-    let state = Arc::new(State::new(7, Vec::new(), policies, 1));
+    let state = Arc::new(State::new(7, Vec::new(), 1));
+    state.put_topic_labels(&["other".into(), "spam.>".into()]);
     state.put_series(&["other".into(), "indexer".into()]);
     let address = "127.0.0.1:0".parse().unwrap();
     (Admin::start(address, Arc::clone(&state)).unwrap(), state)
@@ -35,10 +35,10 @@ fn ask(admin: &Admin, method: &str, path: &str) -> String {
 #[test]
 fn a_scrape_shows_what_was_handed_over() {
     let (admin, state) = start();
-    let mut ledger = Ledger::new(0, 1);
+    let mut ledger = Ledger::new(0);
     ledger.count_frames(0, 1, 10);
     ledger.events().events = 3;
-    ledger.events().by_policy[0] = 2;
+    ledger.events().by_label = vec![0, 2];
     ledger.count_sent(SeriesId::OTHER, 5, 100);
     ledger.count_dropped_copy(SeriesId::OTHER, 1, CopyDrop::Refused);
     ledger.count_forwarded(1, 20_000);

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::access::Access;
 use super::address::{Address, Source};
 use super::patterns::{LookUp, Patterns};
+use super::policies::Policies;
 use super::series::{Series, SeriesId};
 use super::subscribers::{Flow, FrameBytes, Subscriber, SubscriberId, Subscribers, Tenure};
 use super::{Settings, StaticSubscriber};
@@ -20,6 +21,7 @@ pub struct Directory {
     own_sources: Vec<Address>,
     subscribers: Subscribers,
     patterns: Patterns,
+    policies: Policies,
     series: Series,
     generation: u64,
 }
@@ -37,6 +39,7 @@ impl Directory {
             own_sources: settings.own_sources.clone(),
             subscribers: Subscribers::default(),
             patterns: Patterns::new(seed),
+            policies: Policies::new(&settings.topic_policies),
             series: Series::new(names, settings.leased_series_max),
             generation: 1,
         };
@@ -122,6 +125,12 @@ impl Directory {
     #[inline]
     pub fn access(&self) -> &Access {
         &self.access
+    }
+
+    /// What is decided of topics.
+    #[must_use]
+    pub fn policies(&self) -> &Policies {
+        &self.policies
     }
 
     /// Whether this is the bus itself: the only one that publishes reserved topics.

@@ -91,12 +91,12 @@ pub struct Forwarder {
 impl Forwarder {
     /// Of the bus with this sender id. `seed` keeps strangers from choosing topics that collide.
     #[must_use]
-    pub fn new(bus: u64, topic_policies: &[String], seed: u64) -> Self {
+    pub fn new(bus: u64, seed: u64) -> Self {
         Self {
             bus,
             trusted: None,
             decoder: Decoder::new(),
-            routes: Routes::new(topic_policies.to_vec(), seed),
+            routes: Routes::new(seed),
             fanout: Fanout::default(),
             cursor: CopyCursor::default(),
             controls: Vec::new(),
@@ -283,7 +283,7 @@ mod tests {
 
     #[test]
     fn a_copy_of_this_bus_is_known_by_its_head_and_nothing_else_is() {
-        let forwarder = Forwarder::new(0x1234_5678_9abc_def0, &[], 1);
+        let forwarder = Forwarder::new(0x1234_5678_9abc_def0, 1);
         let copy = |sender| {
             StampBytes::new(&Stamp {
                 sender,

@@ -153,9 +153,7 @@ fn count(run: &EventRun<'_>, rights: Rights<'_>, route: &Route, tally: &mut Even
         tally.not_allowed += events;
         return false;
     }
-    if let Some(count) = tally.by_policy.get_mut(route.policy as usize) {
-        *count += events;
-    }
+    tally.count_label(route.label, events);
     if route.copies == 0 {
         tally.unmatched += events;
         return false;

@@ -39,9 +39,11 @@ mod intake;
 pub mod leases;
 pub mod limits;
 mod patterns;
+pub mod policies;
 pub mod publishers;
 pub mod registrar;
 mod routes;
+pub mod sample;
 pub mod series;
 pub mod subscribers;
 pub mod tally;
@@ -52,7 +54,9 @@ use std::time::Duration;
 use access::Access;
 use address::{Address, Source};
 use leases::LeaseLimits;
+use policies::TopicPolicy;
 use publishers::Publishers;
+use subscribers::Terms;
 
 pub use directory::Directory;
 pub use forwarder::{ControlMessage, Forwarder, FrameCopy};
@@ -72,8 +76,8 @@ pub struct Settings {
     pub leased_series_max: usize,
     /// Members of subscriber sets from the start.
     pub subscribers: Vec<StaticSubscriber>,
-    /// Patterns of the topic policies, the first that matches counts.
-    pub topic_policies: Vec<String>,
+    /// What is decided of topics: the first policy that matches counts.
+    pub topic_policies: Vec<TopicPolicy>,
 }
 
 /// A subscriber that the configuration names.
@@ -87,6 +91,8 @@ pub struct StaticSubscriber {
     pub topics: Vec<String>,
     /// The largest datagram it takes, in bytes. `None`: as suits the way.
     pub frame_bytes_max: Option<u32>,
+    /// Which of its topics' events it gets.
+    pub terms: Terms,
 }
 
 /// Where the core's randomness comes from.
@@ -193,7 +199,7 @@ pub struct Parts {
 pub fn open(settings: &Settings, workers: usize, now: Duration, mut random: Random) -> Parts {
     let bus = nonzero(&mut random);
     let worker = |_| {
-        let forwarder = Forwarder::new(bus, &settings.topic_policies, nonzero(&mut random));
+        let forwarder = Forwarder::new(bus, nonzero(&mut random));
         (forwarder, Publishers::new(nonzero(&mut random)))
     };
     Parts {

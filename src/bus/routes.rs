@@ -18,6 +18,7 @@ use hashbrown::{HashMap, HashTable};
 use super::directory::Directory;
 use super::limits::{CACHED_TOPICS_MAX, SUBSCRIBER_SETS_MAX};
 use super::patterns::LookUp;
+use super::series::SeriesId;
 use super::subscribers::{FrameBytes, SubscriberId, Subscribers};
 
 /// The generation of routes that never hold: no bus changes its directory so often.
@@ -60,8 +61,8 @@ pub struct Route {
     pub sets: Box<[Destination]>,
     /// Members of all sets together.
     pub copies: u32,
-    /// The first configured topic policy that matches, else the number of policies.
-    pub policy: u32,
+    /// Where the topic's events are counted.
+    pub label: SeriesId,
 }
 
 /// A topic's place in the cache. It stays what it is until the next [`Routes::resolve`].
@@ -78,7 +79,6 @@ struct CachedTopic {
 /// The way from topics to subscriber sets.
 #[derive(Debug)]
 pub struct Routes {
-    policies: Vec<String>,
     cache: Vec<CachedTopic>,
     /// The places in `cache`, by topic.
     places: HashTable<RouteId>,
@@ -97,9 +97,8 @@ pub struct Routes {
 impl Routes {
     /// Nothing known yet. `seed` keeps strangers from choosing topics that collide.
     #[must_use]
-    pub fn new(policies: Vec<String>, seed: u64) -> Self {
+    pub fn new(seed: u64) -> Self {
         Self {
-            policies,
             cache: Vec::new(),
             places: HashTable::new(),
             last: RouteId(0),
@@ -143,7 +142,7 @@ impl Routes {
         let route = Route {
             copies: u32::try_from(look_up.found.len()).unwrap_or(u32::MAX),
             sets: self.intern_by_size(&look_up.found, directory.subscribers()),
-            policy: self.policy(topic),
+            label: directory.policies().of(topic).0,
         };
         self.look_up = look_up;
         Some(self.remember(topic, route))
@@ -224,15 +223,6 @@ impl Routes {
         self.sets.push(set.clone());
         self.interned.insert(set, id);
         id
-    }
-
-    fn policy(&self, topic: &[u8]) -> u32 {
-        let first = self
-            .policies
-            .iter()
-            .position(|pattern| topic::matches(pattern.as_bytes(), topic))
-            .unwrap_or(self.policies.len());
-        u32::try_from(first).unwrap_or(u32::MAX)
     }
 
     fn remember(&mut self, topic: &[u8], route: Route) -> RouteId {

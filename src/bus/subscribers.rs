@@ -13,6 +13,7 @@ use hailmary_proto::write::DATAGRAM_BYTES_MAX;
 
 use super::address::Address;
 use super::limits::{LOCAL_FRAME_BYTES, NETWORK_FRAME_BYTES};
+use super::sample::Sample;
 use super::series::SeriesId;
 
 /// A subscriber's place in the table. A place is used again once its subscriber has gone, never
@@ -69,6 +70,17 @@ impl FrameBytes {
             }
         }
     }
+}
+
+/// On what terms a subscriber gets the events of its topics. By default it gets all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Terms {
+    /// Of the members of a group, one gets each event. `None`: it is in none.
+    pub group: Option<Arc<str>>,
+    /// The share of events that it gets.
+    pub sample: Sample,
+    /// How many events it gets at most, a second. `None`: no limit.
+    pub events_per_second: Option<u32>,
 }
 
 /// What went to one subscriber so far, for its stamps. All data threads count on one flow, so a

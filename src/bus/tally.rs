@@ -2,6 +2,8 @@
 
 use hailmary_proto::flow::FlowCounts;
 
+use super::series::SeriesId;
+
 /// What became of the events of frames.
 #[derive(Clone, Debug, Default)]
 pub struct EventTally {
@@ -23,8 +25,8 @@ pub struct EventTally {
     pub sender_dropped: u64,
     /// Came again, or after they had been counted as lost, by the publishers' stamps.
     pub duplicates: u64,
-    /// Events by topic policy, one more for those without. As long as the caller makes it.
-    pub by_policy: Vec<u64>,
+    /// Events by the label of their topic's policy, see [`SeriesId::index`].
+    pub by_label: Vec<u64>,
     /// Age of the events that tell their time.
     pub age: Histogram,
 }
@@ -35,6 +37,15 @@ impl EventTally {
         if made_unix_nano != 0 {
             self.age
                 .record(now_unix_nano.saturating_sub(made_unix_nano), 1);
+        }
+    }
+
+    /// Counts events under a label.
+    #[inline]
+    pub(super) fn count_label(&mut self, label: SeriesId, events: u64) {
+        match self.by_label.get_mut(label.index()) {
+            Some(count) => *count += events,
+            None => add_at(&mut self.by_label, label.index(), events),
         }
     }
 
@@ -57,20 +68,31 @@ impl EventTally {
         self.lost += other.lost;
         self.sender_dropped += other.sender_dropped;
         self.duplicates += other.duplicates;
-        for (sum, more) in self.by_policy.iter_mut().zip(&other.by_policy) {
-            *sum += more;
+        for (label, events) in other.by_label.iter().enumerate() {
+            add_at(&mut self.by_label, label, *events);
         }
         self.age.add(&other.age);
     }
 
-    /// Back to nothing, with the same policies.
+    /// Back to nothing, with the same labels.
     pub fn clear(&mut self) {
-        let mut by_policy = std::mem::take(&mut self.by_policy);
-        by_policy.fill(0);
+        let mut by_label = std::mem::take(&mut self.by_label);
+        by_label.fill(0);
         *self = Self {
-            by_policy,
+            by_label,
             ..Self::default()
         };
+    }
+}
+
+/// Adds to one of many counts, of which there are as many as have been needed so far.
+#[cold]
+fn add_at(counts: &mut Vec<u64>, index: usize, more: u64) {
+    if counts.len() <= index {
+        counts.resize(index + 1, 0);
+    }
+    if let Some(count) = counts.get_mut(index) {
+        *count += more;
     }
 }
 

@@ -7,6 +7,7 @@ use hailmary_proto::v1::refusal::Reason;
 use hailmary_proto::v1::{Challenge, Event, Frame, Lease, Ping, Stamp, Subscribe, Unsubscribe};
 use hailmary_proto::write::{UNPROVEN_REQUEST_BYTES_MIN, pad};
 use leases::LeaseEvent;
+use policies::Priority;
 use proptest::prelude::*;
 use prost::Message;
 use publishers::Heard;
@@ -535,19 +536,23 @@ fn reserved_topics_go_to_whoever_names_them_and_may_see_them() {
     let own = Source::Unix(b"/own");
     let mut bus = bus_of(Settings {
         own_sources: vec![own.to_address()],
-        topic_policies: vec![">".to_owned()],
+        topic_policies: vec![TopicPolicy {
+            pattern: ">".to_owned(),
+            events_per_second: None,
+            priority: Priority::Normal,
+            age_max: None,
+        }],
         ..settings()
     });
     leased(&mut bus, T0, HERE, &[">", "*.canary"]);
     let mut tally = EventTally {
-        by_policy: vec![0; 2],
         ..EventTally::default()
     };
     let send = |bus: &mut Bus, tally: &mut EventTally| {
         publish_from(bus, own, &["_hailmary.canary"], tally)
     };
     assert!(send(&mut bus, &mut tally).is_empty());
-    assert_eq!((tally.unmatched, &tally.by_policy[..]), (1, &[0, 1][..]));
+    assert_eq!((tally.unmatched, &tally.by_label[..]), (1, &[1][..]));
     leased(&mut bus, T0, "127.0.0.1:1001", &["_hailmary.>"]);
     assert_eq!(send(&mut bus, &mut tally), ["_hailmary.canary"]);
 

@@ -37,6 +37,7 @@ use tracing::{info, warn};
 use crate::bus::StaticSubscriber;
 use crate::bus::address::Address;
 use crate::bus::limits::NETWORK_FRAME_BYTES;
+use crate::bus::subscribers::Terms;
 use crate::bus::tally::Histogram;
 use crate::net::event_loop::unix_nano;
 use crate::net::listener::{ListenAddress, Listener};
@@ -196,6 +197,7 @@ impl Canary {
             address: Address::Ip(self.subscriber_address),
             topics: vec![format!("{NAME}.*")],
             frame_bytes_max: Some(NETWORK_FRAME_BYTES),
+            terms: Terms::default(),
         }
     }
 

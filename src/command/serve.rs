@@ -123,8 +123,7 @@ pub(super) fn serve(mut plan: Plan) -> anyhow::Result<()> {
     } = bus::open(&plan.settings, workers, Duration::ZERO, source);
     let (forwarders, publishers): (Vec<_>, Vec<_>) = forwarders.into_iter().unzip();
     let infos = listener_infos(&listeners)?;
-    let policies = plan.settings.topic_policies.clone();
-    let mut state = State::new(registrar.bus(), infos, policies, workers);
+    let mut state = State::new(registrar.bus(), infos, workers);
     state.canary = canary.as_ref().map(Canary::board);
     let state = Arc::new(state);
     event_loop::show_all(&state, &directory);
@@ -293,8 +292,7 @@ fn listener_infos(workers: &[Vec<Listener>]) -> io::Result<Vec<ListenerInfo>> {
 
 /// The last word: what came, what went, what was lost.
 fn say_totals(state: &State, taken: Option<Totals>) {
-    let mut totals =
-        taken.unwrap_or_else(|| Totals::new(state.listeners.len(), state.topic_policies.len()));
+    let mut totals = taken.unwrap_or_else(|| Totals::new(state.listeners.len()));
     state.mailbox.take_into(&mut totals);
     let counts = &totals.counts;
     info!(

@@ -204,10 +204,7 @@ impl EventLoop {
         let stop = parts.stop.as_raw_fd();
         poll.registry()
             .register(&mut SourceFd(&stop), SIGNALS, Interest::READABLE)?;
-        let ledger = Ledger::new(
-            parts.state.listeners.len(),
-            parts.state.topic_policies.len(),
-        );
+        let ledger = Ledger::new(parts.state.listeners.len());
         Ok(Self {
             readable: vec![true; parts.listeners.len()],
             ring: ReceiveRing::new(),
@@ -518,8 +515,9 @@ impl EventLoop {
     }
 }
 
-/// Shows the static subscribers.
+/// Shows the static subscribers and the labels of topics.
 pub fn show_all(state: &State, directory: &Directory) {
+    state.put_topic_labels(directory.policies().labels());
     for (id, _) in directory.subscribers().iter() {
         show_one(state, directory, id);
     }

@@ -286,6 +286,7 @@ fn table<T>(
 mod tests {
     use super::super::finding::Severity;
     use super::*;
+    use crate::bus::subscribers::Terms;
 
     const ROUTES: &str = "\
 Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT
@@ -411,6 +412,7 @@ IP address       HW type     Flags       HW address            Mask     Device
             address: Address::Ip(address.parse().unwrap()),
             topics: Vec::new(),
             frame_bytes_max: None,
+            terms: Terms::default(),
         };
         let targets = targets(
             &[

@@ -23,6 +23,8 @@ use super::*;
 use crate::bus::access::{Access, Effect, Rule, Rules};
 use crate::bus::address::Address;
 use crate::bus::leases::LeaseLimits;
+use crate::bus::policies::{Priority, TopicPolicy};
+use crate::bus::subscribers::Terms;
 use crate::bus::{self, CopyDrop, Settings, StaticSubscriber};
 use crate::ledger::{SeriesCounts, Totals};
 use crate::net::account;
@@ -361,6 +363,7 @@ fn static_subscriber(reader: &Reader) -> StaticSubscriber {
         address: reader.address.clone(),
         topics: vec![reader.pattern.unwrap().to_owned(), LAST_WORD.to_owned()],
         frame_bytes_max: reader.name.starts_with("small").then_some(508),
+        terms: Terms::default(),
     }
 }
 
@@ -389,7 +392,16 @@ fn settings(readers: &[Reader]) -> Settings {
         },
         leased_series_max: ROAMERS,
         subscribers: readers.iter().map(static_subscriber).collect(),
-        topic_policies: vec!["a.>".to_owned()],
+        topic_policies: vec![policy("a.>")],
+    }
+}
+
+fn policy(pattern: &str) -> TopicPolicy {
+    TopicPolicy {
+        pattern: pattern.to_owned(),
+        events_per_second: None,
+        priority: Priority::Normal,
+        age_max: None,
     }
 }
 
@@ -450,8 +462,7 @@ impl World {
             buffer: listener.buffer(),
             account: account::Account::open([]),
         });
-        let policies = vec!["a.>".to_owned()];
-        let state = State::new(parts.registrar.bus(), infos.collect(), policies, 1);
+        let state = State::new(parts.registrar.bus(), infos.collect(), 1);
         let state = Arc::new(state);
         let (forwarder, publishers) = parts.workers.into_iter().next().unwrap();
         let (stop, _stop) = UnixStream::pair().unwrap();
@@ -470,7 +481,7 @@ impl World {
                 directory: RwLock::new(parts.directory),
                 publishers: vec![Mutex::new(publishers)],
             },
-            totals: Totals::new(2, 1),
+            totals: Totals::new(2),
             state,
             account: Account::default(),
             readers,
