@@ -44,6 +44,10 @@ const BUFFER_BYTES: std::ops::RangeInclusive<usize> = 4_096..=1 << 30;
 /// no bus notices, and at the longest often enough to be called watching.
 const CANARY_INTERVAL_MS: std::ops::RangeInclusive<u32> = 10..=3_600_000;
 
+/// Bounds of the members of one group. Each event with a key is offered to all of them, at about
+/// 2 ns a member.
+const GROUP_MEMBERS: std::ops::RangeInclusive<usize> = 1..=4_096;
+
 /// Bounds of the age of events, in ms: at the longest what clocks that differ are good for.
 const MAX_AGE_MS: std::ops::RangeInclusive<u64> = 1..=86_400_000;
 
@@ -165,6 +169,8 @@ pub struct Limits {
     pub leases_per_source: usize,
     /// Patterns of one subscriber.
     pub patterns_per_subscriber: usize,
+    /// Members of one group.
+    pub members_per_group: Spanned<usize>,
     /// Names by lease that have a series of their own in the metrics.
     pub subscriber_series: usize,
     /// The lease of a subscriber that does not say, in ms.
@@ -179,6 +185,7 @@ impl Default for Limits {
             leases: 4_096,
             leases_per_source: 1_024,
             patterns_per_subscriber: 64,
+            members_per_group: unspanned(256),
             subscriber_series: 256,
             lease_ms: unspanned(30_000),
             lease_ms_max: unspanned(LEASE_MS_MAX),
@@ -563,9 +570,21 @@ impl Checker<'_> {
             leases_max: limits.leases,
             leases_per_origin_max: limits.leases_per_source,
             patterns_max: limits.patterns_per_subscriber,
+            group_members_max: self.group_members(&limits.members_per_group),
             lease_ms: *limits.lease_ms.get_ref(),
             lease_ms_max: *limits.lease_ms_max.get_ref(),
         }
+    }
+
+    fn group_members(&mut self, members: &Spanned<usize>) -> usize {
+        if !GROUP_MEMBERS.contains(members.get_ref()) {
+            let (least, most) = (GROUP_MEMBERS.start(), GROUP_MEMBERS.end());
+            self.refuse(
+                members,
+                &format!("members_per_group must be {least} to {most}"),
+            );
+        }
+        *members.get_ref()
     }
 
     fn subscribers(&mut self, entries: &[StaticEntry]) -> Vec<StaticSubscriber> {
@@ -884,6 +903,10 @@ mod tests {
         (
             "[[subscriber]]\nname = \"a\"\naddress = \"1.2.3.4:5\"\ntopics = [\"a\"]\nevents_per_second = -1\n",
             "bus.toml:5: ",
+        ),
+        (
+            "[limits]\nmembers_per_group = 5000\n",
+            "bus.toml:2: 5000: members_per_group must be 1 to 4096",
         ),
         (
             "[canary]\ninterval_ms = 9\n",

@@ -63,7 +63,7 @@ fn totals(counts: &Counts, kernel_drops: u64) -> Value {
         "frames": counts.listeners.iter().map(|listener| listener.frames).sum::<u64>(),
         "dropped_frames": counts.dropped_frames.iter().sum::<u64>() + kernel_drops,
         "events": events.events,
-        "dropped_events": events.bad_topic + events.not_allowed,
+        "dropped_events": events.dropped(),
         "lost_before_the_bus": events.lost,
         "unmatched": events.unmatched,
         "matched": events.matched,

@@ -118,6 +118,8 @@ fn events(page: &mut Page, counts: &Counts, state: &State) {
         [
             ("bad_topic", events.bad_topic),
             ("not_allowed", events.not_allowed),
+            ("rate_limit", events.rate_limit),
+            ("stale", events.stale),
         ]
         .map(|(reason, n)| ([("reason", reason)], n)),
     );

@@ -8,10 +8,14 @@ use std::sync::Arc;
 
 use super::access::Access;
 use super::address::{Address, Source};
+use super::groups::{Groups, Seed};
 use super::patterns::{LookUp, Patterns};
 use super::policies::Policies;
 use super::series::{Series, SeriesId};
-use super::subscribers::{Flow, FrameBytes, Subscriber, SubscriberId, Subscribers, Tenure};
+use super::subscribers::{
+    Flow, FrameBytes, Standing, Subscriber, SubscriberId, Subscribers, Tenure, Terms, Wanted,
+    bucket,
+};
 use super::{Settings, StaticSubscriber};
 
 /// The tables.
@@ -22,6 +26,7 @@ pub struct Directory {
     subscribers: Subscribers,
     patterns: Patterns,
     policies: Policies,
+    groups: Groups,
     series: Series,
     generation: u64,
 }
@@ -40,6 +45,7 @@ impl Directory {
             subscribers: Subscribers::default(),
             patterns: Patterns::new(seed),
             policies: Policies::new(&settings.topic_policies),
+            groups: Groups::default(),
             series: Series::new(names, settings.leased_series_max),
             generation: 1,
         };
@@ -57,14 +63,20 @@ impl Directory {
             frame_bytes: FrameBytes::choose(subscriber.frame_bytes_max, &subscriber.address),
             address: subscriber.address.clone(),
             topics: topics.collect(),
+            terms: subscriber.terms.clone(),
             tenure: Tenure::Static,
             flow: Flow::default(),
+            standing: Standing::default(),
         };
         self.insert(subscriber);
     }
 
     /// Adds a subscriber and says where.
-    pub(super) fn insert(&mut self, subscriber: Subscriber) -> SubscriberId {
+    pub(super) fn insert(&mut self, mut subscriber: Subscriber) -> SubscriberId {
+        subscriber.standing = Standing {
+            seed: self.join(&subscriber.terms, &subscriber.name, &subscriber.address),
+            bucket: bucket(&subscriber.terms),
+        };
         let topics = subscriber.topics.clone();
         let id = self.subscribers.insert(subscriber);
         self.insert_patterns(&topics, id);
@@ -75,18 +87,58 @@ impl Directory {
     pub(super) fn remove(&mut self, id: SubscriberId) -> Option<Subscriber> {
         let subscriber = self.subscribers.remove(id)?;
         self.remove_patterns(&subscriber.topics, id);
+        self.leave(&subscriber.terms, &subscriber.standing);
         Some(subscriber)
     }
 
-    /// Gives a subscriber other patterns, and datagrams of another size.
-    pub(super) fn change(&mut self, id: SubscriberId, topics: Vec<Box<str>>, size: FrameBytes) {
+    /// Gives a subscriber other patterns and terms, another name, and datagrams of another size,
+    /// and says whether anything of it is new.
+    pub(super) fn change(&mut self, id: SubscriberId, wanted: &Wanted) -> bool {
+        let series = self.series.assign(&wanted.name);
         let Some(subscriber) = self.subscribers.get_mut(id) else {
-            return;
+            return false;
         };
-        let before = std::mem::replace(&mut subscriber.topics, topics.clone());
-        subscriber.frame_bytes = size;
-        self.remove_patterns(&before, id);
-        self.insert_patterns(&topics, id);
+        if wanted.is_what(subscriber) {
+            return false;
+        }
+        let address = subscriber.address.clone();
+        let is_renamed = subscriber.name != wanted.name;
+        let topics = std::mem::replace(&mut subscriber.topics, wanted.topics.clone());
+        let terms = std::mem::replace(&mut subscriber.terms, wanted.terms.clone());
+        let mut standing = std::mem::take(&mut subscriber.standing);
+        subscriber.name = Arc::clone(&wanted.name);
+        subscriber.series = series;
+        subscriber.frame_bytes = wanted.frame_bytes;
+        if is_renamed || terms.group != wanted.terms.group {
+            self.leave(&terms, &standing);
+            standing.seed = self.join(&wanted.terms, &wanted.name, &address);
+        }
+        if terms.events_per_second != wanted.terms.events_per_second {
+            standing.bucket = bucket(&wanted.terms);
+        }
+        if let Some(subscriber) = self.subscribers.get_mut(id) {
+            subscriber.standing = standing;
+        }
+        self.remove_patterns(&topics, id);
+        self.insert_patterns(&wanted.topics, id);
+        true
+    }
+
+    fn join(&mut self, terms: &Terms, name: &str, address: &Address) -> Option<Seed> {
+        let group = terms.group.as_ref()?;
+        Some(self.groups.join(group, name, address))
+    }
+
+    fn leave(&mut self, terms: &Terms, standing: &Standing) {
+        if let (Some(group), Some(seed)) = (&terms.group, standing.seed) {
+            self.groups.leave(group, seed);
+        }
+    }
+
+    /// How many members a group has.
+    #[must_use]
+    pub fn members(&self, group: &str) -> usize {
+        self.groups.members(group)
     }
 
     /// Changes what is nobody's but the subscriber's own, such as its lease.

@@ -13,14 +13,17 @@ use hailmary_proto::write::{StampBytes, leading_sender};
 use super::access::Rights;
 use super::address::{Address, Source};
 use super::directory::Directory;
-use super::fanout::Fanout;
+use super::fanout::{Fanout, Passage};
+use super::groups::Dealer;
 use super::intake::Intake;
+use super::overload::{Level, Thinning};
 use super::publishers::Publishers;
 use super::routes::Routes;
+use super::sample::Weight;
 use super::series::SeriesId;
 use super::subscribers::SubscriberId;
 use super::tally::EventTally;
-use super::{Arrival, FrameDrop, limits};
+use super::{Arrival, CopyDrop, FrameDrop, limits};
 
 /// One frame for one subscriber.
 #[derive(Debug)]
@@ -31,8 +34,8 @@ pub struct FrameCopy {
     pub series: SeriesId,
     /// How many events it has.
     pub events: u32,
-    /// Whether it is within the subscriber's largest datagram. If not it is dropped.
-    pub is_sendable: bool,
+    /// Why it is not to be sent, where it is not.
+    pub dropped: Option<CopyDrop>,
     stamp: StampBytes,
     frame: usize,
 }
@@ -84,6 +87,8 @@ pub struct Forwarder {
     decoder: Decoder,
     routes: Routes,
     fanout: Fanout,
+    thinning: Thinning,
+    dealer: Dealer,
     cursor: CopyCursor,
     controls: Vec<ControlMessage>,
 }
@@ -98,6 +103,8 @@ impl Forwarder {
             decoder: Decoder::new(),
             routes: Routes::new(seed),
             fanout: Fanout::default(),
+            thinning: Thinning::default(),
+            dealer: Dealer::new(seed),
             cursor: CopyCursor::default(),
             controls: Vec::new(),
         }
@@ -107,6 +114,12 @@ impl Forwarder {
     #[inline]
     pub fn begin_turn(&mut self, directory: &Directory) {
         self.routes.follow(directory);
+    }
+
+    /// From now on so much is let go. Only between turns.
+    pub fn set_level(&mut self, level: Level) {
+        self.thinning = Thinning::at(level);
+        self.routes.thin_normal(level.reaches_normal());
     }
 
     /// Takes in one datagram. What became of its events is added to `tally`, what its stamp
@@ -159,8 +172,14 @@ impl Forwarder {
             fanout: &mut self.fanout,
             tally,
             arrival: &arrival,
+            thinning: &self.thinning,
+            dealer: &mut self.dealer,
         };
-        intake.take_frame(&frame, rights, hops + 1);
+        let passage = Passage {
+            hops: hops + 1,
+            weight: stamp.map_or(Weight::ONE, |stamp| Weight::of_stamp(stamp.weight)),
+        };
+        intake.take_frame(&frame, rights, passage);
         if let Some(control) = frame.control() {
             self.controls.push(ControlMessage {
                 listener: arrival.listener,
@@ -205,16 +224,18 @@ impl Forwarder {
                 let Some(subscriber) = directory.subscribers().get(*id) else {
                     continue;
                 };
-                let stamp = subscriber
-                    .flow
-                    .stamp(self.bus, frame.events(), frame.hops());
+                let flow = &subscriber.flow;
+                let stamp = flow.stamp(self.bus, frame.events(), frame.hops(), frame.weight());
                 let stamp = StampBytes::new(&stamp);
                 let bytes = stamp.as_slice().len() + frame.body().len();
+                let is_too_large = bytes > subscriber.frame_bytes.max as usize;
                 copies.push(FrameCopy {
                     subscriber: *id,
                     series: subscriber.series,
                     events: frame.events(),
-                    is_sendable: bytes <= set.frame_bytes.max as usize,
+                    dropped: frame
+                        .dropped()
+                        .or(is_too_large.then_some(CopyDrop::TooLarge)),
                     stamp,
                     frame: self.cursor.frame,
                 });

@@ -33,6 +33,7 @@ fn settings() -> Settings {
             leases_max: 6,
             leases_per_origin_max: 4,
             patterns_max: 3,
+            group_members_max: 3,
             lease_ms: 30_000,
             lease_ms_max: 300_000,
         },
@@ -690,7 +691,7 @@ fn frames_are_filled_to_the_subscribers_size_and_too_large_ones_marked() {
     bus.poll_copies(&mut copies, 9);
     let shape: Vec<_> = copies
         .iter()
-        .map(|copy| (copy.events, copy.is_sendable))
+        .map(|copy| (copy.events, copy.dropped.is_none()))
         .collect();
     assert_eq!(shape, [(2, true), (1, true), (1, false), (1, true)]);
 }
