@@ -72,10 +72,10 @@ impl SetFrame {
     }
 
     #[inline]
-    fn append(&mut self, run: &EventRun<'_>, hops: u32) {
-        self.body.extend_from_slice(run.bytes());
+    fn append(&mut self, bytes: &[u8], events: usize, hops: u32) {
+        self.body.extend_from_slice(bytes);
         // A datagram has some tens of thousands at most.
-        self.events += u32::try_from(run.len()).unwrap_or(u32::MAX);
+        self.events += u32::try_from(events).unwrap_or(u32::MAX);
         self.hops = self.hops.max(hops);
     }
 }
@@ -112,14 +112,14 @@ impl Fanout {
     /// Copies a run for one set. A set's events stay in order.
     #[inline(always)]
     pub fn push(&mut self, to: Destination, run: EventRun<'_>, passage: Passage) {
-        let bytes = run.bytes().len();
-        self.bytes += bytes;
+        let bytes = run.bytes();
+        self.bytes += bytes.len();
         match self.open_frame(to.id) {
             Some(frame)
-                if frame.body.len() + bytes <= to.body_bytes_max
+                if frame.body.len() + bytes.len() <= to.body_bytes_max
                     && frame.weight == passage.weight =>
             {
-                frame.append(&run, passage.hops);
+                frame.append(bytes, run.len(), passage.hops);
             }
             _ => self.push_parts(to, run, passage),
         }
@@ -135,7 +135,7 @@ impl Fanout {
             && frame.weight == weight
         {
             let (first, others) = run.split_at_bytes(body_max.saturating_sub(frame.body.len()));
-            frame.append(&first, hops);
+            frame.append(first.bytes(), first.len(), hops);
             rest = others;
         }
         while !rest.is_empty() {
@@ -148,7 +148,7 @@ impl Fanout {
             self.open(to.id).frame = index;
             let frame = self.begin(to.id);
             frame.weight = weight;
-            frame.append(&part, hops);
+            frame.append(part.bytes(), part.len(), hops);
             rest = others;
         }
     }

@@ -142,8 +142,8 @@ impl Policies {
     /// Whether topics differ in what becomes of them when the bus cannot keep up.
     #[must_use]
     pub fn has_priorities(&self) -> bool {
-        let priorities = self.all.iter().map(Policy::priority);
-        priorities.into_iter().any(|one| one != Priority::Normal)
+        let mut priorities = self.all.iter().map(Policy::priority);
+        priorities.any(|one| one != Priority::Normal)
     }
 
     /// The labels, by [`SeriesId::index`]. It only grows.

@@ -727,6 +727,8 @@ fn only_the_hop_limit_stops_a_frame() {
     assert_eq!(dropped, Err(FrameDrop::Hops));
 }
 
+mod terms;
+
 proptest! {
     #[test]
     fn every_event_and_copy_ends_once_and_in_order(
