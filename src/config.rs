@@ -460,7 +460,7 @@ impl Checker<'_> {
             own_sources: Vec::new(),
             leases: self.lease_limits(&config.limits),
             leased_series_max: config.limits.subscriber_series,
-            subscribers: self.subscribers(&config.subscriber),
+            subscribers: self.subscribers(&config.subscriber, &config.limits),
             topic_policies: self.policies(&config.topic),
         }
     }
@@ -587,9 +587,10 @@ impl Checker<'_> {
         *members.get_ref()
     }
 
-    fn subscribers(&mut self, entries: &[StaticEntry]) -> Vec<StaticSubscriber> {
+    fn subscribers(&mut self, entries: &[StaticEntry], limits: &Limits) -> Vec<StaticSubscriber> {
         let mut subscribers: Vec<StaticSubscriber> = Vec::new();
         for entry in entries {
+            self.check_members(entry, &subscribers, *limits.members_per_group.get_ref());
             let name = entry.name.get_ref();
             if name.is_empty() || !is_legal_name(name) {
                 self.refuse(&entry.name, "a name is 1 to 64 of A-Z a-z 0-9 . _ -");
@@ -641,6 +642,19 @@ impl Checker<'_> {
                 .as_ref()
                 .map_or(Sample::ALL, |sample| self.sample(sample)),
             events_per_second: self.rate(entry.events_per_second.as_ref()),
+        }
+    }
+
+    /// Refuses whoever would be one member too many beside those before it.
+    fn check_members(&mut self, entry: &StaticEntry, before: &[StaticSubscriber], most: usize) {
+        let Some(group) = &entry.group else {
+            return;
+        };
+        let is_member =
+            |other: &&StaticSubscriber| other.terms.group.as_deref() == Some(group.get_ref());
+        if before.iter().filter(is_member).count() >= most {
+            let message = format!("a group has at most {most} members (members_per_group)");
+            self.refuse(group, &message);
         }
     }
 
@@ -903,6 +917,12 @@ mod tests {
         (
             "[[subscriber]]\nname = \"a\"\naddress = \"1.2.3.4:5\"\ntopics = [\"a\"]\nevents_per_second = -1\n",
             "bus.toml:5: ",
+        ),
+        (
+            "[limits]\nmembers_per_group = 1\n\
+             [[subscriber]]\nname = \"a\"\naddress = \"1.2.3.4:5\"\ntopics = [\"a\"]\ngroup = \"g\"\n\
+             [[subscriber]]\nname = \"b\"\naddress = \"1.2.3.4:6\"\ntopics = [\"a\"]\ngroup = \"g\"\n",
+            "bus.toml:12: \"g\": a group has at most 1 members",
         ),
         (
             "[limits]\nmembers_per_group = 5000\n",

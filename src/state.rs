@@ -4,12 +4,13 @@
 //! lease begins or ends; readers hold that lock for as long as it takes to exchange a pointer.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::bus::address::Address;
-use crate::bus::subscribers::SubscriberId;
+use crate::bus::overload::Level;
+use crate::bus::subscribers::{SubscriberId, Terms};
 use crate::canary::Board;
 use crate::ledger::Mailbox;
 use crate::net::account::{Account, Reading};
@@ -48,6 +49,8 @@ pub struct SubscriberInfo {
     pub kind: Kind,
     /// Its datagrams' size, in bytes.
     pub frame_bytes: u32,
+    /// Which of its topics' events it gets.
+    pub terms: Terms,
 }
 
 /// A listener as shown to people.
@@ -89,6 +92,8 @@ pub struct State {
     /// For each data thread, when the turn began that is under way, in ms since `started`, plus
     /// 1; 0 while it sleeps.
     turning_since_ms: Vec<AtomicU64>,
+    /// How much each data thread lets go: see [`Level::get`].
+    overload: Vec<AtomicU32>,
     changes: Mutex<Changes>,
     /// Readers' own: no data thread takes this lock.
     shown: Mutex<Shown>,
@@ -140,6 +145,7 @@ impl State {
             canary: None,
             phase: AtomicU8::new(Phase::Starting as u8),
             turning_since_ms: (0..workers).map(|_| AtomicU64::new(0)).collect(),
+            overload: (0..workers).map(|_| AtomicU32::new(0)).collect(),
             changes: Mutex::default(),
             shown: Mutex::default(),
         }
@@ -187,6 +193,21 @@ impl State {
             let elapsed = self.started.elapsed();
             elapsed.saturating_sub(Duration::from_millis(since - 1))
         })
+    }
+
+    /// A data thread lets so much go from now on.
+    pub fn set_overload(&self, worker: usize, level: Level) {
+        if let Some(overload) = self.overload.get(worker) {
+            overload.store(level.get(), Ordering::Relaxed);
+        }
+    }
+
+    /// How much the data thread lets go that lets most go.
+    #[must_use]
+    pub fn overload(&self) -> Level {
+        let levels = self.overload.iter();
+        let levels = levels.map(|level| level.load(Ordering::Relaxed));
+        Level::new(levels.max().unwrap_or(0))
     }
 
     /// The kernel's account of each listener, where the system keeps one.
@@ -277,6 +298,7 @@ mod tests {
             topics: Vec::new(),
             kind: Kind::Lease,
             frame_bytes: 508,
+            terms: Terms::default(),
         }
     }
 

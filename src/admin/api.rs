@@ -6,6 +6,8 @@ use axum::Json;
 use axum::extract::State as Shared;
 use serde_json::{Value, json};
 
+use crate::bus::overload::Thinning;
+use crate::bus::policies::Priority;
 use crate::canary::Board;
 use crate::ledger::Counts;
 use crate::net::account::Reading;
@@ -29,6 +31,7 @@ pub(super) async fn status(Shared(desk): Shared<Arc<Desk>>) -> Json<Value> {
         "uptime_seconds": desk.state.started.elapsed().as_secs_f64(),
         "listeners": listeners(&desk.state, &accounts),
         "subscribers": desk.state.subscribers().len(),
+        "overload": overload(&desk.state),
         "canary": desk.state.canary.as_deref().map(canary),
         "totals": totals(&desk.totals().counts, kernel_drops),
     }))
@@ -46,6 +49,19 @@ fn listeners(state: &State, accounts: &[Option<Reading>]) -> Vec<Value> {
         })
     };
     state.listeners.iter().zip(accounts).map(listener).collect()
+}
+
+fn overload(state: &State) -> Value {
+    let level = state.overload();
+    let kept = |priority| Thinning::at(level).of(priority).sample.share();
+    json!({
+        "level": level.get(),
+        "kept": {
+            "low": kept(Priority::Low),
+            "normal": kept(Priority::Normal),
+            "high": kept(Priority::High),
+        },
+    })
 }
 
 fn canary(board: &Board) -> Value {
@@ -83,6 +99,9 @@ pub(super) async fn subscribers(Shared(desk): Shared<Arc<Desk>>) -> Json<Value> 
             "address": info.address.to_string(),
             "topics": info.topics,
             "frame_bytes": info.frame_bytes,
+            "group": info.terms.group.as_deref(),
+            "sample": info.terms.sample.share(),
+            "events_per_second": info.terms.events_per_second,
         })
     };
     Json(subscribers.iter().map(subscriber).collect())

@@ -32,6 +32,12 @@ pub(super) fn render(counts: &Counts, state: &State) -> String {
         "From the time that an event tells of itself to its routing.",
         &counts.events.age,
     );
+    page.gauges(
+        "overload",
+        "How much is let go because the bus cannot keep up: 0 is nothing, up to 32 events of topics \
+         with low priority, up to 64 of those with normal priority, too.",
+        [([("", ""); 0], state.overload().get())],
+    );
     canary(&mut page, state);
     let build = [
         ("version", env!("CARGO_PKG_VERSION")),

@@ -97,6 +97,7 @@ pub struct PolicyId(usize);
 #[derive(Debug)]
 pub struct Policies {
     all: Vec<Policy>,
+    has_priorities: bool,
     labels: Series,
 }
 
@@ -108,6 +109,7 @@ impl Policies {
         let policy = |decided| labeled(decided, &mut labels);
         Self {
             all: decided.iter().map(policy).collect(),
+            has_priorities: have_priorities(decided),
             labels,
         }
     }
@@ -124,6 +126,7 @@ impl Policies {
             }
         };
         self.all = decided.iter().map(&mut policy).collect();
+        self.has_priorities = have_priorities(decided);
     }
 
     /// The policy of a topic, if it has one.
@@ -141,9 +144,9 @@ impl Policies {
 
     /// Whether topics differ in what becomes of them when the bus cannot keep up.
     #[must_use]
+    #[inline]
     pub fn has_priorities(&self) -> bool {
-        let mut priorities = self.all.iter().map(Policy::priority);
-        priorities.any(|one| one != Priority::Normal)
+        self.has_priorities
     }
 
     /// The labels, by [`SeriesId::index`]. It only grows.
@@ -151,6 +154,11 @@ impl Policies {
     pub fn labels(&self) -> &[Arc<str>] {
         self.labels.names()
     }
+}
+
+fn have_priorities(decided: &[TopicPolicy]) -> bool {
+    let mut priorities = decided.iter().map(|policy| policy.priority);
+    priorities.any(|priority| priority != Priority::Normal)
 }
 
 fn labeled(decided: &TopicPolicy, labels: &mut Series) -> Policy {

@@ -158,12 +158,18 @@ impl Sample {
         point.0 <= self.last
     }
 
+    /// The share, over 0 and at most 1.
+    #[must_use]
+    pub fn share(self) -> f64 {
+        #[expect(clippy::cast_precision_loss, reason = "a share has no more digits")]
+        let last = self.last as f64;
+        ((last + 1.0) / POINTS).min(1.0)
+    }
+
     /// How many events each one stands for that is kept.
     #[must_use]
     pub fn weight(self) -> Weight {
-        #[expect(clippy::cast_precision_loss, reason = "a weight has no more digits")]
-        let kept = self.last as f64 + 1.0;
-        Weight((POINTS / kept).min(WEIGHT_MAX))
+        Weight((1.0 / self.share()).min(WEIGHT_MAX))
     }
 }
 

@@ -19,6 +19,7 @@ use mio::{Events, Interest, Poll, Token};
 use tracing::warn;
 
 use crate::bus::leases::LeaseEvent;
+use crate::bus::overload::Overload;
 use crate::bus::publishers::{Heard, Publishers};
 use crate::bus::subscribers::{Subscriber, SubscriberId, Tenure};
 use crate::bus::{Arrival, ControlMessage, Directory, Forwarder, FrameDrop, Registrar};
@@ -163,6 +164,7 @@ pub struct EventLoop {
     /// When events that publishers' flows still await are lost.
     settle_at: Option<Duration>,
     linger: Linger,
+    overload: Overload,
     logs: Suppressor,
 }
 
@@ -216,6 +218,7 @@ impl EventLoop {
             accounts_read: Duration::ZERO,
             settle_at: None,
             linger: Linger::new(parts.linger),
+            overload: Overload::default(),
             logs: Suppressor::default(),
             parts,
             controls,
@@ -284,7 +287,8 @@ impl EventLoop {
             Controls::Elsewhere(_) => None,
         };
         let retry = self.parts.egress.retry_at();
-        earliest(earliest(lease_end, retry), self.settle_at)
+        let calm = self.overload.poll_timeout();
+        earliest(earliest(lease_end, retry), earliest(self.settle_at, calm))
     }
 
     /// One batch from each listener that has any, and everything that follows from it.
@@ -312,6 +316,7 @@ impl EventLoop {
             _ => Found::default(),
         };
         self.flush(directory);
+        self.follow_load(directory);
         if found.frames > 0 {
             if arrived.saturating_sub(self.accounts_read) >= ACCOUNT_EVERY {
                 self.accounts_read = arrived;
@@ -340,6 +345,16 @@ impl EventLoop {
         for mut publishers in heard.iter().map(lock) {
             self.ledger.count_flow(publishers.handle_timeout(self.now));
             self.settle_at = earliest(self.settle_at, publishers.poll_timeout());
+        }
+    }
+
+    /// Lets more go, or less, by whether this turn emptied the sockets.
+    fn follow_load(&mut self, directory: &Directory) {
+        let is_behind = self.is_readable() && directory.policies().has_priorities();
+        if self.overload.note_turn(self.now, is_behind) {
+            let level = self.overload.level();
+            self.parts.forwarder.set_level(level);
+            self.parts.state.set_overload(self.parts.worker, level);
         }
     }
 
@@ -557,6 +572,7 @@ fn info(subscriber: &Subscriber) -> SubscriberInfo {
             Tenure::Lease(_) => Kind::Lease,
         },
         frame_bytes: subscriber.frame_bytes.target,
+        terms: subscriber.terms.clone(),
     }
 }
 
