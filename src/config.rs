@@ -713,6 +713,27 @@ mod tests {
             "bus.toml:2: \"10/8\": a source is",
         ),
         (
+            "[access]\npublish = []\nsubscribe = [\n{ from = [\n\"::1\",\n\"unix\"], topics = [\">\"] }]\n",
+            "bus.toml:6: \"unix\": a source is an address or a network, such as \"::1\" or \"10.0.0.0/8\", \
+             or for Unix sockets \"uid:1000\" or \"gid:1000\"",
+        ),
+        (
+            "[access]\npublish = [{ from = [\"10.0.0.0/33\"], topics = [\">\"] }]\n",
+            "bus.toml:2: \"10.0.0.0/33\": a source is",
+        ),
+        (
+            "[access]\npublish = [{ from = [\"uid:4294967296\"], topics = [\">\"] }]\n",
+            "bus.toml:2: \"uid:4294967296\": behind uid: or gid: stands a number of 0 to 4294967295",
+        ),
+        (
+            "[access]\npublish = [{ from = [\"uid:-1\"], topics = [\">\"], deny = true }]\n",
+            "bus.toml:2: \"uid:-1\": behind",
+        ),
+        (
+            "[access]\npublish = [{ from = [\"gid:\"], topics = [\">\"] }]\n",
+            "bus.toml:2: \"gid:\": behind",
+        ),
+        (
             "[access]\npublish = [{ from = [], topics = [\"a.>.b\"] }]\n",
             "bus.toml:2: \"a.>.b\": ",
         ),
@@ -786,6 +807,26 @@ mod tests {
         let (_, defaults) =
             Config::parse("x", &toml::to_string(&Config::default()).unwrap()).unwrap();
         assert_eq!(defaults.admin, Some("127.0.0.1:7278".parse().unwrap()));
+    }
+
+    #[test]
+    fn users_and_groups_are_for_systems_that_tell_of_them() {
+        let text = "[access]\npublish = [{ from = [\"::1\", \"uid:0\", \"gid:7\"], topics = [\">\"] }]\n\
+                    subscribe = [{ from = [\"uid:7\"], topics = [\"a\"], deny = true }]\n";
+        if !TELLS_CREDENTIALS {
+            let told = problems(text);
+            assert_eq!(told.lines().count(), 3, "{told}");
+            assert!(told.contains("bus.toml:2: \"uid:0\": uid: and gid: are not for this system"));
+            return;
+        }
+        let (config, plan) = Config::parse("x", text).unwrap();
+        let publish = &plan.settings.access.publish.0[0];
+        let this_host = "::1/128".parse().unwrap();
+        let expected = [Whom::Network(this_host), Whom::User(0), Whom::Group(7)];
+        assert_eq!(publish.from, expected);
+        let printed = toml::to_string(&config).unwrap();
+        let (again, _) = Config::parse("x", &printed).unwrap();
+        assert_eq!(toml::to_string(&again).unwrap(), printed);
     }
 
     #[test]

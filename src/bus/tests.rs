@@ -13,6 +13,8 @@ use publishers::Heard;
 use subscribers::{SubscriberId, Subscribers};
 use tally::EventTally;
 
+mod who_may;
+
 fn everybody() -> Rules {
     Rules(vec![Rule {
         from: vec!["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()],

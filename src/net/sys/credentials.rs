@@ -23,7 +23,8 @@ pub(super) const ROOM_BYTES: usize = mem::size_of::<Told>();
 /// The message's own length, in bytes: without what fills it up.
 const LENGTH: usize = mem::offset_of!(Told, credentials) + mem::size_of::<libc::ucred>();
 
-// SAFETY: arithmetic on a length, which is small.
+#[expect(clippy::cast_possible_truncation, reason = "12 bytes")]
+// SAFETY: arithmetic on a small length.
 const SPACE: u32 = unsafe { libc::CMSG_SPACE(mem::size_of::<libc::ucred>() as u32) };
 const _: () = assert!(ROOM_BYTES == SPACE as usize);
 
