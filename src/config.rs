@@ -6,18 +6,17 @@
 use std::fmt;
 use std::fs;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use hailmary_proto::topic;
 use hailmary_proto::write::DATAGRAM_BYTES_MAX;
-use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
-use crate::bus::access::{Access, Effect, Rule, Rules};
+use crate::bus::access::{Access, Effect, Rule, Rules, Whom};
 use crate::bus::address::Address;
 use crate::bus::leases::{LeaseLimits, is_legal_name};
 use crate::bus::limits::{FRAME_BYTES_MIN, LEASE_MS_MAX, LEASE_MS_MIN};
@@ -27,6 +26,7 @@ use crate::bus::subscribers::Terms;
 use crate::bus::{Settings, StaticSubscriber};
 use crate::canary;
 use crate::net::listener::ListenAddress;
+use crate::net::sys::TELLS_CREDENTIALS;
 
 /// Bytes of a Unix socket's path: what `sun_path` holds besides its end (unix(7)).
 const PATH_BYTES_MAX: usize = 107;
@@ -150,7 +150,7 @@ impl Default for AccessRules {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct AccessRule {
-    /// Networks or addresses.
+    /// Networks or addresses, and users or groups of this host.
     pub from: Vec<Spanned<String>>,
     /// Patterns.
     pub topics: Vec<Spanned<String>>,
@@ -524,7 +524,7 @@ impl Checker<'_> {
             from: rule
                 .from
                 .iter()
-                .filter_map(|from| self.network(from))
+                .filter_map(|from| self.whom(from))
                 .collect(),
             topics: self.patterns(&rule.topics),
             effect: if rule.deny {
@@ -536,19 +536,20 @@ impl Checker<'_> {
         Rules(rules.iter().map(rule).collect())
     }
 
-    fn network(&mut self, from: &Spanned<String>) -> Option<IpNet> {
-        let text = from.get_ref();
-        let network = text
-            .parse()
-            .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
-            .ok();
-        if network.is_none() {
-            self.refuse(
-                from,
-                "a source is an address or a network, such as \"10.0.0.0/8\" or \"::1\"",
-            );
+    fn whom(&mut self, from: &Spanned<String>) -> Option<Whom> {
+        match from.get_ref().parse::<Whom>() {
+            Ok(whom) if whom.is_user_or_group() && !TELLS_CREDENTIALS => {
+                let message = "uid: and gid: are not for this system, which does not tell who \
+                               sends over a Unix socket: leave it to the permissions of its file";
+                self.refuse(from, message);
+                None
+            }
+            Ok(whom) => Some(whom),
+            Err(error) => {
+                self.refuse(from, &error.to_string());
+                None
+            }
         }
-        network.map(canonical)
     }
 
     fn lease_limits(&mut self, limits: &Limits) -> LeaseLimits {
@@ -779,20 +780,6 @@ impl Checker<'_> {
     }
 }
 
-/// An IPv4-mapped network as IPv4.
-fn canonical(network: IpNet) -> IpNet {
-    const MAPPED_BITS: u8 = 96;
-    match network {
-        IpNet::V6(v6) if v6.prefix_len() >= MAPPED_BITS => match v6.addr().to_ipv4_mapped() {
-            Some(v4) => {
-                ipnet::Ipv4Net::new(v4, v6.prefix_len() - MAPPED_BITS).map_or(network, IpNet::V4)
-            }
-            None => network,
-        },
-        _ => network,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -849,6 +836,27 @@ mod tests {
         (
             "[access]\npublish = [{ from = [\"10/8\"], topics = [\">\"] }]\n",
             "bus.toml:2: \"10/8\": a source is",
+        ),
+        (
+            "[access]\npublish = []\nsubscribe = [\n{ from = [\n\"::1\",\n\"unix\"], topics = [\">\"] }]\n",
+            "bus.toml:6: \"unix\": a source is an address or a network, such as \"::1\" or \"10.0.0.0/8\", \
+             or for Unix sockets \"uid:1000\" or \"gid:1000\"",
+        ),
+        (
+            "[access]\npublish = [{ from = [\"10.0.0.0/33\"], topics = [\">\"] }]\n",
+            "bus.toml:2: \"10.0.0.0/33\": a source is",
+        ),
+        (
+            "[access]\npublish = [{ from = [\"uid:4294967296\"], topics = [\">\"] }]\n",
+            "bus.toml:2: \"uid:4294967296\": behind uid: or gid: stands a number of 0 to 4294967295",
+        ),
+        (
+            "[access]\npublish = [{ from = [\"uid:-1\"], topics = [\">\"], deny = true }]\n",
+            "bus.toml:2: \"uid:-1\": behind",
+        ),
+        (
+            "[access]\npublish = [{ from = [\"gid:\"], topics = [\">\"] }]\n",
+            "bus.toml:2: \"gid:\": behind",
         ),
         (
             "[access]\npublish = [{ from = [], topics = [\"a.>.b\"] }]\n",
@@ -977,6 +985,26 @@ mod tests {
     }
 
     #[test]
+    fn users_and_groups_are_for_systems_that_tell_of_them() {
+        let text = "[access]\npublish = [{ from = [\"::1\", \"uid:0\", \"gid:7\"], topics = [\">\"] }]\n\
+                    subscribe = [{ from = [\"uid:7\"], topics = [\"a\"], deny = true }]\n";
+        if !TELLS_CREDENTIALS {
+            let told = problems(text);
+            assert_eq!(told.lines().count(), 3, "{told}");
+            assert!(told.contains("bus.toml:2: \"uid:0\": uid: and gid: are not for this system"));
+            return;
+        }
+        let (config, plan) = Config::parse("x", text).unwrap();
+        let publish = &plan.settings.access.publish.0[0];
+        let this_host = "::1/128".parse().unwrap();
+        let expected = [Whom::Network(this_host), Whom::User(0), Whom::Group(7)];
+        assert_eq!(publish.from, expected);
+        let printed = toml::to_string(&config).unwrap();
+        let (again, _) = Config::parse("x", &printed).unwrap();
+        assert_eq!(toml::to_string(&again).unwrap(), printed);
+    }
+
+    #[test]
     fn a_canary_is_off_till_it_has_an_interval_and_needs_a_path_of_its_own() {
         let interval = |text: &str| Config::parse("x", text).unwrap().1.canary_interval;
         assert_eq!(interval("[canary]\n"), None);
@@ -996,17 +1024,5 @@ mod tests {
         );
         let shorter = format!("/{}", "a".repeat(99));
         assert!(interval(&with(&shorter, 10)).is_some());
-    }
-
-    #[test]
-    fn a_mapped_network_is_ipv4() {
-        assert_eq!(
-            canonical("::ffff:10.0.0.0/104".parse().unwrap()),
-            "10.0.0.0/8".parse().unwrap()
-        );
-        assert_eq!(
-            canonical("2001:db8::/96".parse().unwrap()),
-            "2001:db8::/96".parse().unwrap()
-        );
     }
 }

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use super::access::Access;
-use super::address::{Address, Source};
+use super::address::{Address, Peer, Source};
 use super::groups::{Groups, Seed};
 use super::patterns::{LookUp, Patterns};
 use super::policies::Policies;
@@ -124,6 +124,14 @@ impl Directory {
         true
     }
 
+    /// Notes who holds a lease now, and says whether it was another before.
+    pub(super) fn hold(&mut self, id: SubscriberId, peer: Peer) -> bool {
+        let subscriber = self.subscribers.get_mut(id);
+        let is_another = subscriber.is_some_and(|subscriber| subscriber.hold(peer));
+        self.generation += u64::from(is_another);
+        is_another
+    }
+
     fn join(&mut self, terms: &Terms, name: &str, address: &Address) -> Option<Seed> {
         let group = terms.group.as_ref()?;
         Some(self.groups.join(group, name, address))
@@ -185,6 +193,13 @@ impl Directory {
         &self.policies
     }
 
+    /// Puts other rules in force.
+    #[cfg(test)]
+    pub(super) fn set_access(&mut self, access: Access) {
+        self.access = access;
+        self.generation += 1;
+    }
+
     /// Whether this is the bus itself: the only one that publishes reserved topics.
     #[must_use]
     pub fn is_own(&self, source: Source<'_>) -> bool {
@@ -210,16 +225,12 @@ impl Directory {
         look_up.found.retain(|id| self.may_see(*id, topic));
     }
 
-    /// A subscriber by lease gets only what its address may see, whatever its patterns match.
+    /// A subscriber by lease gets only what its holder may see, whatever its patterns match.
     fn may_see(&self, id: SubscriberId, topic: &[u8]) -> bool {
-        let may_see = |address: &Address| {
-            let rights = self.access.subscribe.rights_of_address(address);
-            rights.permit(topic)
-        };
         let subscriber = self.subscribers.get(id);
-        subscriber.is_some_and(|subscriber| match subscriber.tenure {
+        subscriber.is_some_and(|subscriber| match &subscriber.tenure {
             Tenure::Static => true,
-            Tenure::Lease(_) => may_see(&subscriber.address),
+            Tenure::Lease(lease) => self.access.subscribe.rights(lease.peer).permit(topic),
         })
     }
 }

@@ -14,7 +14,7 @@ use hailmary_proto::v1::refusal::Reason;
 use hailmary_proto::v1::{self, Challenge, Refusal, Subscribe, Unsubscribe};
 
 use super::access::Rights;
-use super::address::{Address, Origin};
+use super::address::{Address, Origin, Peer};
 use super::cookie::CookieJar;
 use super::directory::Directory;
 use super::limits::{
@@ -77,6 +77,8 @@ pub enum LeaseEvent {
 pub struct Request<'a> {
     /// Where it came from.
     pub from: &'a Address,
+    /// Who sent it.
+    pub peer: Peer,
     /// Bytes of its datagram.
     pub bytes: usize,
 }
@@ -144,7 +146,13 @@ impl Leases {
         directory: &mut Directory,
     ) -> Answered {
         let nonce = subscribe.nonce;
-        if let Rights::Nothing = directory.access().subscribe.rights_of_address(request.from) {
+        let access = directory.access();
+        if let Rights::Nothing = access.subscribe.rights(request.peer) {
+            if request.peer == Peer::Unix(None) && access.names_users() {
+                // Sent before the kernel was asked who sends: a refusal would be for good, and
+                // whoever asks again will be known.
+                return (LeaseEvent::Unanswered, None);
+            }
             return self.answer_unproven(now, request, refused(Reason::NotAllowed, nonce));
         }
         let standing = directory.subscribers().leased(request.from);
@@ -162,10 +170,10 @@ impl Leases {
         }
         let outcome = match standing {
             Some(id) => self
-                .renew(now, id, subscribe, directory)
+                .renew(now, id, request.peer, subscribe, directory)
                 .map(|event| (id, event)),
             None => self
-                .grant(now, request.from, subscribe, directory)
+                .grant(now, request, subscribe, directory)
                 .map(|id| (id, LeaseEvent::Granted(id))),
         };
         let (id, event) = match outcome {
@@ -247,10 +255,11 @@ impl Leases {
     fn grant(
         &mut self,
         now: Duration,
-        from: &Address,
+        request: &Request<'_>,
         subscribe: &Subscribe,
         directory: &mut Directory,
     ) -> Result<SubscriberId, Reason> {
+        let from = request.from;
         let of_origin = self.per_origin.get(&from.origin()).copied().unwrap_or(0);
         if directory.subscribers().leases() >= self.limits.leases_max
             || of_origin >= self.limits.leases_per_origin_max
@@ -261,6 +270,7 @@ impl Leases {
         let lease = Lease {
             expires,
             nonce: subscribe.nonce,
+            peer: request.peer,
             reported: self.reported(subscribe).unwrap_or_default(),
         };
         let wanted = wanted(subscribe, from);
@@ -286,6 +296,7 @@ impl Leases {
         &mut self,
         now: Duration,
         id: SubscriberId,
+        peer: Peer,
         subscribe: &Subscribe,
         directory: &mut Directory,
     ) -> Result<LeaseEvent, Reason> {
@@ -295,7 +306,8 @@ impl Leases {
         if subscriber.terms.group != wanted.terms.group {
             self.check_group(&wanted.terms, directory)?;
         }
-        let is_changed = directory.change(id, &wanted);
+        let is_another = directory.hold(id, peer);
+        let is_changed = directory.change(id, &wanted) || is_another;
         let subscriber = directory.subscriber_mut(id);
         let subscriber = subscriber.ok_or(Reason::UnknownLease)?;
         Ok(LeaseEvent::Renewed {

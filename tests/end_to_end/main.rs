@@ -10,6 +10,7 @@
     reason = "tests"
 )]
 
+mod access;
 mod bench;
 mod canary;
 mod configuration;
