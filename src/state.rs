@@ -14,6 +14,7 @@ use crate::canary::Board;
 use crate::ledger::Mailbox;
 use crate::net::account::{Account, Reading};
 use crate::net::listener::Buffer;
+use crate::topics_seen;
 
 /// What the bus is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +86,8 @@ pub struct State {
     pub topic_policies: Vec<String>,
     /// What it has counted.
     pub mailbox: Arc<Mailbox>,
+    /// The topics that it has seen.
+    pub topics_seen: topics_seen::Mailbox,
     /// What the canary has counted, where there is one.
     pub canary: Option<Arc<Board>>,
     phase: AtomicU8,
@@ -127,6 +130,7 @@ impl State {
             bus,
             started: Instant::now(),
             mailbox: Mailbox::new(listeners.len(), topic_policies.len()),
+            topics_seen: topics_seen::Mailbox::default(),
             listeners,
             topic_policies,
             canary: None,

@@ -4,6 +4,7 @@
 //! but the subscribers' flows, on which all of them count.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use hailmary_proto::decode::Decoder;
 use hailmary_proto::v1::Stamp;
@@ -17,6 +18,7 @@ use super::fanout::Fanout;
 use super::intake::Intake;
 use super::publishers::Publishers;
 use super::routes::Routes;
+use super::seen::TopicsSeen;
 use super::series::SeriesId;
 use super::subscribers::SubscriberId;
 use super::tally::EventTally;
@@ -83,6 +85,7 @@ pub struct Forwarder {
     trusted: Option<IpAddr>,
     decoder: Decoder,
     routes: Routes,
+    seen: TopicsSeen,
     fanout: Fanout,
     cursor: CopyCursor,
     controls: Vec<ControlMessage>,
@@ -97,6 +100,7 @@ impl Forwarder {
             trusted: None,
             decoder: Decoder::new(),
             routes: Routes::new(topic_policies.to_vec(), seed),
+            seen: TopicsSeen::new(seed),
             fanout: Fanout::default(),
             cursor: CopyCursor::default(),
             controls: Vec::new(),
@@ -153,11 +157,13 @@ impl Forwarder {
         {
             tally.add_flow(publishers.observe(arrival.now, stamp, events as u64));
         }
+        self.seen.set_now(arrival.now);
         let mut intake = Intake {
             directory,
             routes: &mut self.routes,
             fanout: &mut self.fanout,
             tally,
+            seen: &mut self.seen,
             arrival: &arrival,
         };
         intake.take_frame(&frame, rights, hops + 1);
@@ -254,6 +260,14 @@ impl Forwarder {
         self.fanout.clear();
         self.cursor = CopyCursor::default();
         self.routes.end_turn();
+    }
+
+    /// The topics of all events handled, as of this time, since they were last cleared. Walks
+    /// all routes.
+    pub fn topics_seen(&mut self, now: Duration) -> &mut TopicsSeen {
+        self.seen.set_now(now);
+        self.routes.hand_over(&mut self.seen);
+        &mut self.seen
     }
 
     /// Takes the turn's control messages out.

@@ -13,6 +13,7 @@ use super::access::Rights;
 use super::directory::Directory;
 use super::fanout::Fanout;
 use super::routes::{Route, RouteId, Routes};
+use super::seen::{EventDrop, TopicsSeen};
 use super::tally::EventTally;
 
 /// What events pass on their way in.
@@ -25,6 +26,8 @@ pub struct Intake<'a> {
     pub fanout: &'a mut Fanout,
     /// Where they are counted.
     pub tally: &'a mut EventTally,
+    /// Where their topics are.
+    pub seen: &'a mut TopicsSeen,
     /// What their frame came with.
     pub arrival: &'a Arrival<'a>,
 }
@@ -61,7 +64,7 @@ impl Intake<'_> {
         let Some(route) = self.routes.route(id) else {
             return;
         };
-        if count(&first, rights, route, self.tally) {
+        if count(&first, rights, route, self.tally, self.seen) {
             for to in &route.sets {
                 self.fanout.push(*to, first, hops);
             }
@@ -86,7 +89,7 @@ impl Intake<'_> {
                 continue;
             };
             let route = self.routes.route(id);
-            if !route.is_some_and(|route| count(&run, rights, route, self.tally)) {
+            if !route.is_some_and(|route| count(&run, rights, route, self.tally, self.seen)) {
                 continue;
             }
             match &mut neighbours {
@@ -118,9 +121,13 @@ impl Intake<'_> {
         let topic = run.topic_bytes();
         if topic::is_reserved(topic) && !self.directory.is_own(self.arrival.source) {
             self.tally.not_allowed += run.len() as u64;
+            if topic::check_topic(topic).is_ok() {
+                self.seen
+                    .count_dropped(topic, EventDrop::NotAllowed, run.len());
+            }
             return None;
         }
-        let route = self.routes.resolve(topic, self.directory);
+        let route = self.routes.resolve(topic, self.directory, self.seen);
         if route.is_none() {
             self.tally.bad_topic += run.len() as u64;
         }
@@ -147,12 +154,20 @@ impl Intake<'_> {
 
 /// Counts events whose topic is legal, and says whether they go to anybody.
 #[inline]
-fn count(run: &EventRun<'_>, rights: Rights<'_>, route: &Route, tally: &mut EventTally) -> bool {
+fn count(
+    run: &EventRun<'_>,
+    rights: Rights<'_>,
+    route: &Route,
+    tally: &mut EventTally,
+    seen: &mut TopicsSeen,
+) -> bool {
     let events = run.len() as u64;
     if !matches!(rights, Rights::All) && !rights.permit(run.topic_bytes()) {
         tally.not_allowed += events;
+        seen.count_dropped(run.topic_bytes(), EventDrop::NotAllowed, run.len());
         return false;
     }
+    route.events.set(route.events.get() + events);
     if let Some(count) = tally.by_policy.get_mut(route.policy as usize) {
         *count += events;
     }

@@ -7,6 +7,14 @@ use std::time::Duration;
 /// few enough that the longest topics (255 bytes) fill less than 6 MiB.
 pub const CACHED_TOPICS_MAX: usize = 16_384;
 
+/// Topics with a counter in each sketch of the topics seen: a count is less than 3/1024 of all
+/// events from the truth, and the longest topics fill less than 512 KiB.
+pub const SEEN_TOPICS_MAX: usize = 1_024;
+
+/// Seconds over which the rates of topics are told: few enough to be of now, enough that a
+/// burst does not pass for a load.
+pub const RATE_WINDOW_SECONDS: u32 = 10;
+
 /// Distinct subscriber sets kept between turns. Past it all are made anew, as topics come.
 pub const SUBSCRIBER_SETS_MAX: usize = 4_096;
 

@@ -8,6 +8,7 @@
 //! The bus's own topics are cached as out of date from the start, so that each of their events is
 //! resolved anew: there its source is looked at, which costs the others nothing.
 
+use std::cell::Cell;
 use std::hash::BuildHasher;
 
 use foldhash::fast::FixedState;
@@ -18,6 +19,7 @@ use hashbrown::{HashMap, HashTable};
 use super::directory::Directory;
 use super::limits::{CACHED_TOPICS_MAX, SUBSCRIBER_SETS_MAX};
 use super::patterns::LookUp;
+use super::seen::TopicsSeen;
 use super::subscribers::{FrameBytes, SubscriberId, Subscribers};
 
 /// The generation of routes that never hold: no bus changes its directory so often.
@@ -62,6 +64,8 @@ pub struct Route {
     pub copies: u32,
     /// The first configured topic policy that matches, else the number of policies.
     pub policy: u32,
+    /// Events routed since they were last handed to the topics seen.
+    pub events: Cell<u64>,
 }
 
 /// A topic's place in the cache. It stays what it is until the next [`Routes::resolve`].
@@ -73,6 +77,14 @@ struct CachedTopic {
     topic: Box<[u8]>,
     generation: u64,
     route: Route,
+}
+
+impl CachedTopic {
+    /// Its topic, the events that are to be handed to the topics seen, and the copies of each.
+    fn counted(&self) -> Option<(&[u8], u64, u32)> {
+        let events = self.route.events.get();
+        (events > 0).then_some((&self.topic, events, self.route.copies))
+    }
 }
 
 /// The way from topics to subscriber sets.
@@ -134,9 +146,15 @@ impl Routes {
         (cached.generation == self.generation).then_some(self.last)
     }
 
-    /// Finds the route of a topic anew and caches it, or `None` where the topic is illegal.
+    /// Finds the route of a topic anew and caches it, or `None` where the topic is illegal. What
+    /// was counted for a route that goes is handed to the topics seen.
     #[cold]
-    pub fn resolve(&mut self, topic: &[u8], directory: &Directory) -> Option<RouteId> {
+    pub fn resolve(
+        &mut self,
+        topic: &[u8],
+        directory: &Directory,
+        seen: &mut TopicsSeen,
+    ) -> Option<RouteId> {
         topic::check_topic(topic).ok()?;
         let mut look_up = std::mem::take(&mut self.look_up);
         directory.find(topic, &mut look_up);
@@ -144,9 +162,20 @@ impl Routes {
             copies: u32::try_from(look_up.found.len()).unwrap_or(u32::MAX),
             sets: self.intern_by_size(&look_up.found, directory.subscribers()),
             policy: self.policy(topic),
+            events: Cell::new(0),
         };
         self.look_up = look_up;
-        Some(self.remember(topic, route))
+        Some(self.remember(topic, route, seen))
+    }
+
+    /// Hands what has been counted for each route to the topics seen.
+    pub fn hand_over(&self, seen: &mut TopicsSeen) {
+        seen.count_all_routed(self.cache.iter().filter_map(CachedTopic::counted));
+        for cached in &self.cache {
+            if cached.route.events.get() > 0 {
+                cached.route.events.set(0);
+            }
+        }
     }
 
     /// The route of an id that [`Routes::find`] or [`Routes::resolve`] gave.
@@ -235,7 +264,7 @@ impl Routes {
         u32::try_from(first).unwrap_or(u32::MAX)
     }
 
-    fn remember(&mut self, topic: &[u8], route: Route) -> RouteId {
+    fn remember(&mut self, topic: &[u8], route: Route, seen: &mut TopicsSeen) -> RouteId {
         let generation = match topic::is_reserved(topic) {
             true => NEVER,
             false => self.generation,
@@ -243,11 +272,15 @@ impl Routes {
         let hash = self.hasher.hash_one(topic);
         let known = self.places.find(hash, |id| self.is_of(*id, topic)).copied();
         if let Some(cached) = known.and_then(|id| self.cache.get_mut(id.0 as usize)) {
+            if let Some((topic, events, copies)) = cached.counted() {
+                seen.count_routed(topic, events, copies);
+            }
             cached.route = route;
             cached.generation = generation;
             return known.unwrap_or(self.last);
         }
         if self.cache.len() >= CACHED_TOPICS_MAX {
+            self.hand_over(seen);
             self.cache.clear();
             self.places.clear();
         }
