@@ -40,7 +40,7 @@ impl Mailbox {
     }
 
     fn lock(&self) -> MutexGuard<'_, Box<TopicsSeen>> {
-        // Counts are whole whatever happened to the thread that wrote them.
+        // Whatever happened to the thread that wrote them, these are estimates for people.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
