@@ -15,6 +15,7 @@ use crate::canary::Board;
 use crate::ledger::Mailbox;
 use crate::net::account::{Account, Reading};
 use crate::net::listener::Buffer;
+use crate::topics_seen;
 
 /// What the bus is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,6 +87,8 @@ pub struct State {
     pub listeners: Vec<ListenerInfo>,
     /// What it has counted.
     pub mailbox: Arc<Mailbox>,
+    /// The topics that it has seen.
+    pub topics_seen: topics_seen::Mailbox,
     /// What the canary has counted, where there is one.
     pub canary: Option<Arc<Board>>,
     phase: AtomicU8,
@@ -141,6 +144,7 @@ impl State {
             bus,
             started: Instant::now(),
             mailbox: Mailbox::new(listeners.len()),
+            topics_seen: topics_seen::Mailbox::default(),
             listeners,
             canary: None,
             phase: AtomicU8::new(Phase::Starting as u8),

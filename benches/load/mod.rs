@@ -8,6 +8,7 @@ use hailmary::bus::publishers::Publishers;
 use hailmary::bus::tally::EventTally;
 use hailmary::bus::{self, Arrival, Directory, Forwarder, FrameCopy};
 use hailmary::config::Config;
+use hailmary::topics_seen::Mailbox;
 use hailmary_proto::write::{EventParts, write_event};
 
 /// Datagrams of a turn.
@@ -58,6 +59,7 @@ pub struct Load {
     batch: Vec<Vec<u8>>,
     tally: EventTally,
     copies: Vec<FrameCopy>,
+    mailbox: Mailbox,
 }
 
 impl Load {
@@ -72,6 +74,7 @@ impl Load {
             batch: datagrams(BATCH, shape),
             tally: EventTally::default(),
             copies: Vec::with_capacity(BATCH),
+            mailbox: Mailbox::default(),
         };
         load.turn();
         load
@@ -90,6 +93,13 @@ impl Load {
             0
         });
         self.tally.copies
+    }
+
+    /// Tells the topics of what was taken in since they were told last, and lets them go.
+    #[allow(dead_code, reason = "not every user of this load asks")]
+    pub fn tell_topics(&mut self) {
+        let seen = self.forwarder.topics_seen(Duration::ZERO);
+        self.mailbox.hand_over(seen);
     }
 
     /// Takes the batch in; `empty` is called where the core is full, and at the end.

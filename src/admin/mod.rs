@@ -6,6 +6,7 @@
 
 mod api;
 mod metrics;
+mod topics;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -29,6 +30,7 @@ use tokio::time::{sleep, timeout};
 use crate::ledger::Totals;
 use crate::net::sys;
 use crate::state::{Phase, State};
+use crate::topics_seen;
 
 /// Connections at once: a few scrapers and people. Further ones are closed at once.
 const CONNECTIONS_MAX: usize = 64;
@@ -123,6 +125,8 @@ struct Desk {
     state: Arc<State>,
     /// Everything counted since the start.
     totals: Mutex<Totals>,
+    /// The topics of all events since the start.
+    topics_seen: Mutex<topics_seen::Totals>,
 }
 
 impl Desk {
@@ -130,6 +134,7 @@ impl Desk {
         let totals = Totals::new(state.listeners.len());
         Self {
             totals: Mutex::new(totals),
+            topics_seen: Mutex::default(),
             state,
         }
     }
@@ -138,6 +143,14 @@ impl Desk {
     fn totals(&self) -> MutexGuard<'_, Totals> {
         let mut totals = self.totals.lock().unwrap_or_else(PoisonError::into_inner);
         self.state.mailbox.take_into(&mut totals);
+        totals
+    }
+
+    /// The topics seen until now.
+    fn topics_seen(&self) -> MutexGuard<'_, topics_seen::Totals> {
+        let totals = self.topics_seen.lock();
+        let mut totals = totals.unwrap_or_else(PoisonError::into_inner);
+        self.state.topics_seen.take_into(&mut totals);
         totals
     }
 }
@@ -150,6 +163,7 @@ fn router(desk: Arc<Desk>) -> Router {
         .route("/-/ready", get(ready))
         .route("/api/v1/status", get(api::status))
         .route("/api/v1/subscribers", get(api::subscribers))
+        .route("/api/v1/topics", get(topics::topics))
         .with_state(desk)
 }
 

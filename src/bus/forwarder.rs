@@ -3,6 +3,8 @@
 //! Each data thread has a forwarder of its own. It reads the directory and changes nothing in it
 //! but the subscribers' flows, on which all of them count.
 
+use std::time::Duration;
+
 use hailmary_proto::decode::Decoder;
 use hailmary_proto::v1::Stamp;
 use hailmary_proto::v1::frame::Control;
@@ -18,6 +20,7 @@ use super::overload::{Level, Thinning};
 use super::publishers::Publishers;
 use super::routes::Routes;
 use super::sample::Weight;
+use super::seen::TopicsSeen;
 use super::series::SeriesId;
 use super::subscribers::SubscriberId;
 use super::tally::EventTally;
@@ -88,6 +91,7 @@ pub struct Forwarder {
     generation: u64,
     decoder: Decoder,
     routes: Routes,
+    seen: TopicsSeen,
     fanout: Fanout,
     thinning: Thinning,
     dealer: Dealer,
@@ -105,6 +109,7 @@ impl Forwarder {
             generation: 0,
             decoder: Decoder::new(),
             routes: Routes::new(seed),
+            seen: TopicsSeen::new(seed),
             fanout: Fanout::default(),
             thinning: Thinning::default(),
             dealer: Dealer::new(seed),
@@ -173,11 +178,13 @@ impl Forwarder {
         {
             tally.add_flow(publishers.observe(arrival.now, stamp, events as u64));
         }
+        self.seen.set_now(arrival.now);
         let mut intake = Intake {
             directory,
             routes: &mut self.routes,
             fanout: &mut self.fanout,
             tally,
+            seen: &mut self.seen,
             arrival: &arrival,
             thinning: &self.thinning,
             dealer: &mut self.dealer,
@@ -283,6 +290,14 @@ impl Forwarder {
         self.fanout.clear();
         self.cursor = CopyCursor::default();
         self.routes.end_turn();
+    }
+
+    /// The topics of all events handled, as of this time, since they were last cleared. Walks
+    /// all routes.
+    pub fn topics_seen(&mut self, now: Duration) -> &mut TopicsSeen {
+        self.seen.set_now(now);
+        self.routes.hand_over(&mut self.seen);
+        &mut self.seen
     }
 
     /// Takes the turn's control messages out.

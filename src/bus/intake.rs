@@ -15,6 +15,7 @@ use super::fanout::{Fanout, Passage};
 use super::groups::Dealer;
 use super::overload::Thinning;
 use super::routes::{Destination, Route, RouteId, Routes, Way};
+use super::seen::{EventDrop, TopicsSeen};
 use super::selector::Selector;
 use super::tally::EventTally;
 
@@ -28,6 +29,8 @@ pub struct Intake<'a> {
     pub fanout: &'a mut Fanout,
     /// Where they are counted.
     pub tally: &'a mut EventTally,
+    /// Where their topics are.
+    pub seen: &'a mut TopicsSeen,
     /// What their frame came with.
     pub arrival: &'a Arrival<'a>,
     /// What is kept when the bus cannot keep up.
@@ -68,7 +71,7 @@ impl Intake<'_> {
         let Some(route) = self.routes.route(id) else {
             return;
         };
-        match count(&first, rights, route, self.tally) {
+        match count(&first, rights, route, self.tally, self.seen) {
             Some(Goes::To(destinations)) => {
                 for to in destinations {
                     self.fanout.push(*to, first, passage);
@@ -97,7 +100,7 @@ impl Intake<'_> {
                 continue;
             };
             let route = self.routes.route(id);
-            match route.and_then(|route| count(&run, rights, route, self.tally)) {
+            match route.and_then(|route| count(&run, rights, route, self.tally, self.seen)) {
                 Some(Goes::To(_)) => {}
                 Some(Goes::Selected) => {
                     if let Some(before) = neighbours.take() {
@@ -137,9 +140,13 @@ impl Intake<'_> {
         let topic = run.topic_bytes();
         if topic::is_reserved(topic) && !self.directory.is_own(self.arrival.source) {
             self.tally.not_allowed += run.len() as u64;
+            if topic::check_topic(topic).is_ok() {
+                self.seen
+                    .count_dropped(topic, EventDrop::NotAllowed, run.len() as u64);
+            }
             return None;
         }
-        let route = self.routes.resolve(topic, self.directory);
+        let route = self.routes.resolve(topic, self.directory, self.seen);
         if route.is_none() {
             self.tally.bad_topic += run.len() as u64;
         }
@@ -170,8 +177,10 @@ impl Intake<'_> {
     /// Decides of each event of a run.
     #[inline(never)]
     fn select(&mut self, run: &EventRun<'_>, route: RouteId, passage: Passage) {
-        let route = self.routes.route(route);
-        let Some(Way::Selective(selection)) = route.map(|route| &route.way) else {
+        let Some(route) = self.routes.route(route) else {
+            return;
+        };
+        let Way::Selective(selection) = &route.way else {
             return;
         };
         let mut selector = Selector {
@@ -184,7 +193,7 @@ impl Intake<'_> {
             unix_nano: self.arrival.unix_nano,
             passage,
         };
-        selector.take(run, self.tally);
+        route.count(selector.take(run, self.tally));
     }
 }
 
@@ -204,21 +213,25 @@ fn count<'a>(
     rights: Rights<'_>,
     route: &'a Route,
     tally: &mut EventTally,
+    seen: &mut TopicsSeen,
 ) -> Option<Goes<'a>> {
     let events = run.len() as u64;
     if !matches!(rights, Rights::All) && !rights.permit(run.topic_bytes()) {
         tally.not_allowed += events;
+        seen.count_dropped(run.topic_bytes(), EventDrop::NotAllowed, events);
         return None;
     }
     tally.count_label(route.label, events);
     match &route.way {
         Way::Straight(sets) => {
+            route.count(events);
             tally.matched += events;
             tally.copies += events * u64::from(sets.copies);
             Some(Goes::To(&sets.destinations))
         }
         Way::Selective(_) => Some(Goes::Selected),
         Way::Nowhere => {
+            route.count(events);
             tally.unmatched += events;
             None
         }

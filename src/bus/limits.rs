@@ -11,6 +11,14 @@ pub const CACHED_TOPICS_MAX: usize = 16_384;
 /// as topics come.
 pub const SET_MEMBERS_MAX: usize = 1 << 20;
 
+/// Topics with a counter in each sketch of the topics seen: a count is less than 3/1024 of all
+/// events from the truth, and the longest topics fill less than 512 KiB.
+pub const SEEN_TOPICS_MAX: usize = 1_024;
+
+/// Seconds over which the rates of topics are told: few enough to be of now, enough that a
+/// burst does not pass for a load.
+pub const RATE_WINDOW_SECONDS: u32 = 10;
+
 /// Bytes of frames under construction at which they are to be sent, though the receive batch is
 /// not used up: so many fit the processor's cache, and a batch of full datagrams stays bounded.
 pub const PENDING_BYTES_MAX: usize = 1 << 18;

@@ -8,6 +8,7 @@
 //! The bus's own topics are cached as out of date from the start, so that each of their events is
 //! resolved anew: there its source is looked at, which costs the others nothing.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::hash::BuildHasher;
 
@@ -22,6 +23,7 @@ use super::limits::{CACHED_TOPICS_MAX, SET_MEMBERS_MAX};
 use super::patterns::LookUp;
 use super::policies::{Policy, PolicyId, Priority};
 use super::sample::{Sample, Weight};
+use super::seen::{EventDrop, TopicsSeen};
 use super::series::SeriesId;
 use super::subscribers::{Subscriber, SubscriberId, Subscribers, Terms};
 
@@ -65,6 +67,24 @@ pub struct Route {
     pub way: Way,
     /// Where they are counted.
     pub label: SeriesId,
+    /// Events routed since they were last handed to the topics seen.
+    events: Cell<u64>,
+}
+
+impl Route {
+    /// Counts events as routed.
+    #[inline]
+    pub fn count(&self, events: u64) {
+        self.events.set(self.events.get() + events);
+    }
+
+    fn copies(&self) -> u32 {
+        match &self.way {
+            Way::Nowhere => 0,
+            Way::Straight(sets) => sets.copies,
+            Way::Selective(selection) => selection.copies,
+        }
+    }
 }
 
 /// Where events go.
@@ -100,6 +120,22 @@ pub struct Selection {
     pub parties: Box<[Party]>,
     /// Copies made of each event.
     pub copies: u32,
+    /// Events dropped since they were last handed to the topics seen, by [`SELECTED`].
+    dropped: [Cell<u64>; SELECTED.len()],
+}
+
+/// The reasons for which events are dropped by what is decided of their topic.
+const SELECTED: [EventDrop; 3] = [EventDrop::RateLimit, EventDrop::Stale, EventDrop::Overload];
+
+impl Selection {
+    /// Counts events as dropped, for one of the reasons in [`SELECTED`].
+    pub fn count_dropped(&self, reason: EventDrop, events: u64) {
+        for (other, count) in SELECTED.into_iter().zip(&self.dropped) {
+            if other == reason {
+                count.set(count.get() + events);
+            }
+        }
+    }
 }
 
 /// Those of whom one gets an event: a group, or a subscriber on its own terms.
@@ -133,6 +169,26 @@ struct CachedTopic {
     topic: Box<[u8]>,
     generation: u64,
     route: Route,
+}
+
+impl CachedTopic {
+    /// Its topic, the events that are to be handed to the topics seen, and the copies of each.
+    fn counted(&self) -> Option<(&[u8], u64, u32)> {
+        let events = self.route.events.get();
+        (events > 0).then_some((&self.topic, events, self.route.copies()))
+    }
+
+    /// Hands what was dropped of its events to the topics seen.
+    fn hand_dropped_over(&self, seen: &mut TopicsSeen) {
+        let Way::Selective(selection) = &self.route.way else {
+            return;
+        };
+        for (reason, count) in SELECTED.into_iter().zip(&selection.dropped) {
+            if count.get() > 0 {
+                seen.count_dropped(&self.topic, reason, count.take());
+            }
+        }
+    }
 }
 
 /// The way from topics to subscriber sets.
@@ -207,9 +263,15 @@ impl Routes {
         (cached.generation == self.generation).then_some(self.last)
     }
 
-    /// Finds the route of a topic anew and caches it, or `None` where the topic is illegal.
+    /// Finds the route of a topic anew and caches it, or `None` where the topic is illegal. What
+    /// was counted for a route that goes is handed to the topics seen.
     #[cold]
-    pub fn resolve(&mut self, topic: &[u8], directory: &Directory) -> Option<RouteId> {
+    pub fn resolve(
+        &mut self,
+        topic: &[u8],
+        directory: &Directory,
+        seen: &mut TopicsSeen,
+    ) -> Option<RouteId> {
         topic::check_topic(topic).ok()?;
         let mut look_up = std::mem::take(&mut self.look_up);
         directory.find(topic, &mut look_up);
@@ -219,9 +281,21 @@ impl Routes {
                 .and_then(|id| directory.policies().get(id))
                 .map_or(SeriesId::OTHER, |policy| policy.label),
             way: self.way(&look_up.found, policy, directory),
+            events: Cell::new(0),
         };
         self.look_up = look_up;
-        Some(self.remember(topic, route))
+        Some(self.remember(topic, route, seen))
+    }
+
+    /// Hands what has been counted for each route to the topics seen.
+    pub fn hand_over(&self, seen: &mut TopicsSeen) {
+        seen.count_all_routed(self.cache.iter().filter_map(CachedTopic::counted));
+        for cached in &self.cache {
+            if cached.route.events.get() > 0 {
+                cached.route.events.set(0);
+            }
+            cached.hand_dropped_over(seen);
+        }
     }
 
     fn way(
@@ -259,6 +333,7 @@ impl Routes {
             copies: sets.copies.saturating_add(copies),
             sets,
             parties: parties.into_iter().map(|(party, _)| party).collect(),
+            dropped: Default::default(),
         }))
     }
 
@@ -387,7 +462,7 @@ impl Routes {
         id
     }
 
-    fn remember(&mut self, topic: &[u8], route: Route) -> RouteId {
+    fn remember(&mut self, topic: &[u8], route: Route, seen: &mut TopicsSeen) -> RouteId {
         let generation = match topic::is_reserved(topic) {
             true => NEVER,
             false => self.generation,
@@ -395,11 +470,16 @@ impl Routes {
         let hash = self.hasher.hash_one(topic);
         let known = self.places.find(hash, |id| self.is_of(*id, topic)).copied();
         if let Some(cached) = known.and_then(|id| self.cache.get_mut(id.0 as usize)) {
+            if let Some((topic, events, copies)) = cached.counted() {
+                seen.count_routed(topic, events, copies);
+            }
+            cached.hand_dropped_over(seen);
             cached.route = route;
             cached.generation = generation;
             return known.unwrap_or(self.last);
         }
         if self.cache.len() >= CACHED_TOPICS_MAX {
+            self.hand_over(seen);
             self.cache.clear();
             self.places.clear();
         }

@@ -15,6 +15,7 @@ use super::overload::Kept;
 use super::policies::Policy;
 use super::routes::{Member, Party, Selection};
 use super::sample::{KeyHash, Point, Weight};
+use super::seen::EventDrop;
 use super::subscribers::SubscriberId;
 use super::tally::EventTally;
 
@@ -52,15 +53,15 @@ enum By {
 }
 
 impl Selector<'_> {
-    /// Lets events pass or drops them, each counted.
-    pub fn take(&mut self, run: &EventRun<'_>, tally: &mut EventTally) {
+    /// Lets events pass or drops them, each counted, and says how many were routed.
+    pub fn take(&mut self, run: &EventRun<'_>, tally: &mut EventTally) -> u64 {
         let policy = self.selection.policy;
         let policy = policy.and_then(|id| self.directory.policies().get(id));
         let passing = self.admit(run, policy, tally);
         let copies = u64::from(self.selection.copies);
         if copies == 0 {
             tally.unmatched += passing;
-            return;
+            return passing;
         }
         tally.matched += passing;
         tally.copies += passing * copies;
@@ -70,7 +71,7 @@ impl Selector<'_> {
                 self.fanout.push(*to, *run, self.passage);
             }
             if self.selection.parties.is_empty() {
-                return;
+                return passing;
             }
         }
         let mut left = passing;
@@ -90,6 +91,7 @@ impl Selector<'_> {
                 self.deal(one, lot, party);
             }
         }
+        passing
     }
 
     /// How many of the events that are not stale pass by the policy's rate: the first ones.
@@ -106,6 +108,9 @@ impl Selector<'_> {
         let passing = policy.permit(self.now, fresh);
         tally.stale += stale;
         tally.rate_limit += fresh - passing;
+        self.selection.count_dropped(EventDrop::Stale, stale);
+        let over = fresh - passing;
+        self.selection.count_dropped(EventDrop::RateLimit, over);
         passing
     }
 
@@ -135,6 +140,9 @@ impl Selector<'_> {
     /// Copies an event for those who get every one, or lets it go.
     fn thin(&mut self, one: EventRun<'_>, lot: Lot) {
         let is_kept = self.kept.sample.keeps(lot.point);
+        if !is_kept {
+            self.selection.count_dropped(EventDrop::Overload, 1);
+        }
         let passage = self.weighing(self.kept.weight);
         for to in &self.selection.sets.destinations {
             match is_kept {

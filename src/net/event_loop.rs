@@ -159,6 +159,10 @@ pub struct EventLoop {
     /// sleep, and when what a turn found has been sent.
     now: Duration,
     handed_over: Duration,
+    /// The last second in which the topics seen were handed over, or of the start.
+    topics_handed_over_s: u64,
+    /// When they are to be again: none where no event came since.
+    hand_topics_over_at: Option<Duration>,
     /// When the kernel's accounts were read last.
     accounts_read: Duration,
     /// When events that publishers' flows still await are lost.
@@ -215,6 +219,8 @@ impl EventLoop {
             lease_events: Vec::new(),
             now: parts.state.started.elapsed(),
             handed_over: Duration::ZERO,
+            topics_handed_over_s: 0,
+            hand_topics_over_at: None,
             accounts_read: Duration::ZERO,
             settle_at: None,
             linger: Linger::new(parts.linger),
@@ -248,6 +254,7 @@ impl EventLoop {
 
     /// Waits for something to do and says whether it is to stop.
     fn sleep(&mut self, events: &mut Events) -> io::Result<bool> {
+        self.hand_topics_over();
         let wait = if self.is_readable() {
             Some(Duration::ZERO)
         } else {
@@ -288,7 +295,8 @@ impl EventLoop {
         };
         let retry = self.parts.egress.retry_at();
         let calm = self.overload.poll_timeout();
-        earliest(earliest(lease_end, retry), earliest(self.settle_at, calm))
+        let own = earliest(calm, self.hand_topics_over_at);
+        earliest(earliest(lease_end, retry), earliest(self.settle_at, own))
     }
 
     /// One batch from each listener that has any, and everything that follows from it.
@@ -519,6 +527,20 @@ impl EventLoop {
     fn hand_over(&mut self) {
         self.ledger.hand_over(&self.parts.state.mailbox);
         self.handed_over = self.now;
+    }
+
+    /// Hands the topics seen over, in each second once: where no event came, there is nothing to
+    /// do, nor to wake up for.
+    fn hand_topics_over(&mut self) {
+        if self.ledger.events().events > 0 {
+            self.hand_topics_over_at = Some(Duration::from_secs(self.topics_handed_over_s + 1));
+        }
+        if self.hand_topics_over_at.is_some_and(|at| at <= self.now) {
+            let seen = self.parts.forwarder.topics_seen(self.now);
+            self.parts.state.topics_seen.hand_over(seen);
+            self.topics_handed_over_s = self.now.as_secs();
+            self.hand_topics_over_at = None;
+        }
     }
 
     fn is_readable(&self) -> bool {

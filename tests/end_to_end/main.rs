@@ -34,6 +34,7 @@ mod scrapes;
 mod segments;
 #[path = "../support/mod.rs"]
 mod support;
+mod topics;
 mod workers;
 
 use std::net::UdpSocket;
