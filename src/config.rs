@@ -3,6 +3,7 @@
 //! [`Config`] is the file's shape, defaults filled in. [`Config::check`] finds everything that is
 //! impossible in it, by line, and makes [`Plan`], which the rest of the program works with.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::fs;
 use std::io;
@@ -590,6 +591,7 @@ impl Checker<'_> {
 
     fn subscribers(&mut self, entries: &[StaticEntry], limits: &Limits) -> Vec<StaticSubscriber> {
         let mut subscribers: Vec<StaticSubscriber> = Vec::new();
+        let mut names = HashSet::new();
         for entry in entries {
             self.check_members(entry, &subscribers, *limits.members_per_group.get_ref());
             let name = entry.name.get_ref();
@@ -605,7 +607,7 @@ impl Checker<'_> {
                     ),
                 );
             }
-            if subscribers.iter().any(|other| other.name == *name) {
+            if !names.insert(name) {
                 self.refuse(
                     &entry.name,
                     &format!("there is a subscriber {name} already"),

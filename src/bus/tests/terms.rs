@@ -8,6 +8,8 @@ use overload::Level;
 use policies::{Priority, TopicPolicy};
 use proptest::sample::select;
 use sample::Sample;
+use seen::EventDrop;
+use sketch::Counter;
 use subscribers::Terms;
 
 /// A subscriber by the configuration on the port of its name, `a` on 1 and so on.
@@ -533,6 +535,12 @@ fn a_topics_rate_is_of_all_its_topics_together() {
         (tally.rate_limit, tally.matched, tally.unmatched),
         (8, 10, 6)
     );
+    let seen = bus.forwarder.topics_seen(T0);
+    let over = seen.dropped.counters().iter();
+    let over = over.filter(|counter| counter.kind() == EventDrop::RateLimit);
+    assert_eq!(over.map(Counter::events).sum::<u64>(), 8);
+    let routed = seen.busiest.counters().iter();
+    assert_eq!(routed.map(Counter::events).sum::<u64>(), 16);
     let frame = frame_of_events(vec![event("x.unwanted", ""); 3]);
     bus.directory = bus_with(
         Vec::new(),
