@@ -13,12 +13,10 @@ use hailmary_proto::write::{StampBytes, leading_sender};
 use super::access::Rights;
 use super::address::{Address, Peer, Source};
 use super::directory::Directory;
-use super::fanout::{Fanout, Passage};
-use super::groups::Dealer;
-use super::intake::Intake;
+use super::fanout::Passage;
+use super::intake::{Intake, Switch};
 use super::overload::{Level, Thinning};
 use super::publishers::Publishers;
-use super::routes::Routes;
 use super::sample::Weight;
 use super::seen::TopicsSeen;
 use super::series::SeriesId;
@@ -90,11 +88,7 @@ pub struct Forwarder {
     /// The directory's, as of `trusted`: with other rules it may be another's turn.
     generation: u64,
     decoder: Decoder,
-    routes: Routes,
-    seen: TopicsSeen,
-    fanout: Fanout,
-    thinning: Thinning,
-    dealer: Dealer,
+    switch: Switch,
     cursor: CopyCursor,
     controls: Vec<ControlMessage>,
 }
@@ -108,11 +102,7 @@ impl Forwarder {
             trusted: None,
             generation: 0,
             decoder: Decoder::new(),
-            routes: Routes::new(seed),
-            seen: TopicsSeen::new(seed),
-            fanout: Fanout::default(),
-            thinning: Thinning::default(),
-            dealer: Dealer::new(seed),
+            switch: Switch::new(seed),
             cursor: CopyCursor::default(),
             controls: Vec::new(),
         }
@@ -125,13 +115,13 @@ impl Forwarder {
             self.generation = directory.generation();
             self.trusted = None;
         }
-        self.routes.follow(directory);
+        self.switch.routes.follow(directory);
     }
 
     /// From now on so much is let go. Only between turns.
     pub fn set_level(&mut self, level: Level) {
-        self.thinning = Thinning::at(level);
-        self.routes.thin_normal(level.reaches_normal());
+        self.switch.thinning = Thinning::at(level);
+        self.switch.routes.thin_normal(level.reaches_normal());
     }
 
     /// Takes in one datagram. What became of its events is added to `tally`, what its stamp
@@ -178,16 +168,12 @@ impl Forwarder {
         {
             tally.add_flow(publishers.observe(arrival.now, stamp, events as u64));
         }
-        self.seen.set_now(arrival.now);
+        self.switch.seen.set_now(arrival.now);
         let mut intake = Intake {
+            switch: &mut self.switch,
             directory,
-            routes: &mut self.routes,
-            fanout: &mut self.fanout,
             tally,
-            seen: &mut self.seen,
             arrival: &arrival,
-            thinning: &self.thinning,
-            dealer: &mut self.dealer,
         };
         let passage = Passage {
             hops: hops + 1,
@@ -211,7 +197,7 @@ impl Forwarder {
     #[must_use]
     #[inline]
     pub fn is_full(&self) -> bool {
-        self.fanout.bytes() >= limits::PENDING_BYTES_MAX
+        self.switch.fanout.bytes() >= limits::PENDING_BYTES_MAX
     }
 
     /// Fills `copies` with the next ones to send, up to `copies_max`, stamped in this order.
@@ -223,8 +209,8 @@ impl Forwarder {
         copies_max: usize,
     ) {
         copies.clear();
-        while let Some(frame) = self.fanout.frame(self.cursor.frame) {
-            let Some(set) = frame.set().and_then(|set| self.routes.set(set)) else {
+        while let Some(frame) = self.switch.fanout.frame(self.cursor.frame) {
+            let Some(set) = frame.set().and_then(|set| self.switch.routes.set(set)) else {
                 self.cursor = CopyCursor {
                     frame: self.cursor.frame + 1,
                     member: 0,
@@ -266,7 +252,8 @@ impl Forwarder {
     #[must_use]
     #[inline]
     pub fn body(&self, copy: &FrameCopy) -> &[u8] {
-        self.fanout
+        self.switch
+            .fanout
             .frame(copy.frame)
             .map_or(&[], |frame| frame.body())
     }
@@ -287,17 +274,17 @@ impl Forwarder {
 
     /// All copies have been taken: the frames' memory may be used again.
     pub fn end_frames(&mut self) {
-        self.fanout.clear();
+        self.switch.fanout.clear();
         self.cursor = CopyCursor::default();
-        self.routes.end_turn();
+        self.switch.routes.end_turn();
     }
 
     /// The topics of all events handled, as of this time, since they were last cleared. Walks
     /// all routes.
     pub fn topics_seen(&mut self, now: Duration) -> &mut TopicsSeen {
-        self.seen.set_now(now);
-        self.routes.hand_over(&mut self.seen);
-        &mut self.seen
+        self.switch.seen.set_now(now);
+        self.switch.routes.hand_over(&mut self.switch.seen);
+        &mut self.switch.seen
     }
 
     /// Takes the turn's control messages out.
