@@ -83,10 +83,7 @@ struct CopyCursor {
 pub struct Forwarder {
     /// The bus's sender id.
     bus: u64,
-    /// The peer last seen that may publish anything: most frames come from it too.
-    trusted: Option<Peer>,
-    /// The directory's, as of `trusted`: with other rules it may be another's turn.
-    generation: u64,
+    trusted: Trusted,
     decoder: Decoder,
     switch: Switch,
     cursor: CopyCursor,
@@ -99,8 +96,7 @@ impl Forwarder {
     pub fn new(bus: u64, seed: u64) -> Self {
         Self {
             bus,
-            trusted: None,
-            generation: 0,
+            trusted: Trusted::default(),
             decoder: Decoder::new(),
             switch: Switch::new(seed),
             cursor: CopyCursor::default(),
@@ -111,10 +107,7 @@ impl Forwarder {
     /// Begins a turn with the directory as it is now.
     #[inline]
     pub fn begin_turn(&mut self, directory: &Directory) {
-        if self.generation != directory.generation() {
-            self.generation = directory.generation();
-            self.trusted = None;
-        }
+        self.trusted.follow(directory);
         self.switch.routes.follow(directory);
     }
 
@@ -144,15 +137,9 @@ impl Forwarder {
             .decode(datagram)
             .map_err(|_| FrameDrop::Malformed)?;
         let events = frame.events().len();
-        let peer = arrival.source.peer();
-        let rights = if self.trusted == Some(peer) {
-            Rights::All
-        } else {
-            let rights = directory.access().publish.rights(peer);
-            if let Rights::All = rights {
-                self.trusted = Some(peer);
-            }
-            rights_beside_rules(rights, directory, arrival.source)
+        let rights = match self.trusted.is(&arrival.source) {
+            true => Rights::All,
+            false => self.trusted.rights(directory, arrival.source),
         };
         if events > 0 && matches!(rights, Rights::Nothing) {
             return Err(FrameDrop::NotAllowed);
@@ -184,7 +171,7 @@ impl Forwarder {
             self.controls.push(ControlMessage {
                 listener: arrival.listener,
                 from: arrival.source.to_address(),
-                peer,
+                peer: arrival.source.peer(),
                 datagram_bytes: datagram.len(),
                 stamp: stamp.copied(),
                 control: control.clone(),
@@ -290,6 +277,43 @@ impl Forwarder {
     /// Takes the turn's control messages out.
     pub fn controls(&mut self) -> impl Iterator<Item = ControlMessage> {
         self.controls.drain(..)
+    }
+}
+
+/// The peer last seen that may publish anything: most frames come from it too.
+#[derive(Debug, Default)]
+struct Trusted {
+    peer: Option<Peer>,
+    /// The directory's: with other rules it may be another's turn.
+    generation: u64,
+}
+
+impl Trusted {
+    #[inline]
+    fn follow(&mut self, directory: &Directory) {
+        if self.generation != directory.generation() {
+            self.generation = directory.generation();
+            self.peer = None;
+        }
+    }
+
+    #[inline(always)]
+    fn is(&self, source: &Source<'_>) -> bool {
+        match (&self.peer, source) {
+            (Some(Peer::Ip(trusted)), Source::Ip(from)) => from.ip() == *trusted,
+            (Some(Peer::Unix(trusted)), Source::Unix { credentials, .. }) => credentials == trusted,
+            _ => false,
+        }
+    }
+
+    /// What a source may publish, which is trusted from now on if that is anything.
+    fn rights<'a>(&mut self, directory: &'a Directory, source: Source<'_>) -> Rights<'a> {
+        let peer = source.peer();
+        let rights = directory.access().publish.rights(peer);
+        if let Rights::All = rights {
+            self.peer = Some(peer);
+        }
+        rights_beside_rules(rights, directory, source)
     }
 }
 
