@@ -19,7 +19,7 @@ use mio::{Events, Interest, Poll, Token};
 use tracing::warn;
 
 use crate::bus::leases::LeaseEvent;
-use crate::bus::overload::Overload;
+use crate::bus::overload::{Fill, Overload};
 use crate::bus::publishers::{Heard, Publishers};
 use crate::bus::subscribers::{Subscriber, SubscriberId, Tenure};
 use crate::bus::{Arrival, ControlMessage, Directory, Forwarder, FrameDrop, Registrar};
@@ -359,7 +359,12 @@ impl EventLoop {
     /// Lets more go, or less, by whether this turn emptied the sockets.
     fn follow_load(&mut self, directory: &Directory) {
         let is_behind = self.is_readable() && directory.policies().has_priorities();
-        if self.overload.note_turn(self.now, is_behind) {
+        let listeners = &self.parts.listeners;
+        let fill = || {
+            let all = listeners.iter().map(Listener::fill);
+            all.max().unwrap_or(Fill::of(0, 1))
+        };
+        if self.overload.note_turn(self.now, is_behind, fill) {
             let level = self.overload.level();
             self.parts.forwarder.set_level(level);
             self.parts.state.set_overload(self.parts.worker, level);

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::bus::address::Address;
+use crate::bus::overload::Fill;
 
 use super::address::to_sockaddr;
 use super::sys::{self, Ask};
@@ -211,6 +212,15 @@ impl Listener {
             self.ask = ask;
         }
         Ok(())
+    }
+
+    /// How full its buffer is. Where the system does not tell, as full as can be.
+    #[must_use]
+    pub fn fill(&self) -> Fill {
+        let memory = sys::socket_memory(self.socket.as_fd());
+        memory.map_or(Fill::of(1, 1), |memory| {
+            Fill::of(memory.receive_used_bytes, memory.receive_buffer_bytes)
+        })
     }
 
     /// Whether so many datagrams, taken at once, mean that the buffer may have been half full.
