@@ -245,6 +245,8 @@ mod tests {
     struct Model {
         overload: Overload,
         now: Duration,
+        /// Parts of a datagram that are still to come.
+        due: f64,
         waiting: u32,
         lost: u32,
         levels: Vec<u32>,
@@ -255,6 +257,7 @@ mod tests {
             Self {
                 overload: Overload::default(),
                 now: Duration::ZERO,
+                due: 0.0,
                 waiting: 0,
                 lost: 0,
                 levels: Vec::new(),
@@ -271,7 +274,14 @@ mod tests {
                         .weight
                         .to_stamp()
                         .max(1.0);
-                let came = (low * kept + high) as u32;
+                self.due += low * kept + high;
+                #[expect(
+                    clippy::cast_possible_truncation,
+                    clippy::cast_sign_loss,
+                    reason = "some thousands"
+                )]
+                let came = self.due as u32;
+                self.due -= f64::from(came);
                 self.waiting += came;
                 self.lost += self.waiting.saturating_sub(BUFFER);
                 self.waiting = self.waiting.min(BUFFER);
@@ -344,8 +354,10 @@ mod tests {
         }
         assert_eq!(overload.level(), Level(0));
         assert!(looks <= first + 1, "{looks} looks for {first} steps");
-        let mut overload = Overload::default();
-        overload.level = Level(20);
+        let mut overload = Overload {
+            level: Level(20),
+            ..Overload::default()
+        };
         overload.note_turn(100 * CALM, false, || Fill(0));
         assert_eq!(
             overload.level(),
