@@ -6,18 +6,17 @@
 use std::fmt;
 use std::fs;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use hailmary_proto::topic;
 use hailmary_proto::write::DATAGRAM_BYTES_MAX;
-use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
-use crate::bus::access::{Access, Effect, Rule, Rules};
+use crate::bus::access::{Access, Effect, Rule, Rules, Whom};
 use crate::bus::address::Address;
 use crate::bus::leases::{LeaseLimits, is_legal_name};
 use crate::bus::limits::{FRAME_BYTES_MIN, LEASE_MS_MAX, LEASE_MS_MIN};
@@ -27,6 +26,7 @@ use crate::bus::subscribers::Terms;
 use crate::bus::{Settings, StaticSubscriber};
 use crate::canary;
 use crate::net::listener::ListenAddress;
+use crate::net::sys::TELLS_CREDENTIALS;
 
 /// Bytes of a Unix socket's path: what `sun_path` holds besides its end (unix(7)).
 const PATH_BYTES_MAX: usize = 107;
@@ -146,7 +146,7 @@ impl Default for AccessRules {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct AccessRule {
-    /// Networks or addresses.
+    /// Networks or addresses, and users or groups of this host.
     pub from: Vec<Spanned<String>>,
     /// Patterns.
     pub topics: Vec<Spanned<String>>,
@@ -517,7 +517,7 @@ impl Checker<'_> {
             from: rule
                 .from
                 .iter()
-                .filter_map(|from| self.network(from))
+                .filter_map(|from| self.whom(from))
                 .collect(),
             topics: self.patterns(&rule.topics),
             effect: if rule.deny {
@@ -529,19 +529,20 @@ impl Checker<'_> {
         Rules(rules.iter().map(rule).collect())
     }
 
-    fn network(&mut self, from: &Spanned<String>) -> Option<IpNet> {
-        let text = from.get_ref();
-        let network = text
-            .parse()
-            .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
-            .ok();
-        if network.is_none() {
-            self.refuse(
-                from,
-                "a source is an address or a network, such as \"10.0.0.0/8\" or \"::1\"",
-            );
+    fn whom(&mut self, from: &Spanned<String>) -> Option<Whom> {
+        match from.get_ref().parse::<Whom>() {
+            Ok(whom) if whom.is_user_or_group() && !TELLS_CREDENTIALS => {
+                let message = "uid: and gid: are not for this system, which does not tell who \
+                               sends over a Unix socket: leave it to the permissions of its file";
+                self.refuse(from, message);
+                None
+            }
+            Ok(whom) => Some(whom),
+            Err(error) => {
+                self.refuse(from, &error.to_string());
+                None
+            }
         }
-        network.map(canonical)
     }
 
     fn lease_limits(&mut self, limits: &Limits) -> LeaseLimits {
@@ -746,20 +747,6 @@ impl Checker<'_> {
     }
 }
 
-/// An IPv4-mapped network as IPv4.
-fn canonical(network: IpNet) -> IpNet {
-    const MAPPED_BITS: u8 = 96;
-    match network {
-        IpNet::V6(v6) if v6.prefix_len() >= MAPPED_BITS => match v6.addr().to_ipv4_mapped() {
-            Some(v4) => {
-                ipnet::Ipv4Net::new(v4, v6.prefix_len() - MAPPED_BITS).map_or(network, IpNet::V4)
-            }
-            None => network,
-        },
-        _ => network,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -953,17 +940,5 @@ mod tests {
         );
         let shorter = format!("/{}", "a".repeat(99));
         assert!(interval(&with(&shorter, 10)).is_some());
-    }
-
-    #[test]
-    fn a_mapped_network_is_ipv4() {
-        assert_eq!(
-            canonical("::ffff:10.0.0.0/104".parse().unwrap()),
-            "10.0.0.0/8".parse().unwrap()
-        );
-        assert_eq!(
-            canonical("2001:db8::/96".parse().unwrap()),
-            "2001:db8::/96".parse().unwrap()
-        );
     }
 }

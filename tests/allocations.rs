@@ -16,7 +16,7 @@ use hailmary::config::Config;
 use hailmary::ledger::{Ledger, Mailbox, Totals};
 use hailmary::net::egress::Egress;
 use hailmary::net::listener::{ListenAddress, Listener};
-use hailmary::net::sys::{RECEIVE_BATCH_MAX, ReceiveRing};
+use hailmary::net::sys::{Ask, RECEIVE_BATCH_MAX, ReceiveRing};
 use load::{BATCH, Interest, Load, Shape, datagrams, many_topics};
 
 /// Turns that are counted.
@@ -98,7 +98,9 @@ fn turns_with_sockets(shape: Shape) {
         }
         forwarder.begin_turn(&core.directory);
         egress.follow(&core.directory, Duration::ZERO).unwrap();
-        frames += ring.receive(listener.as_fd(), RECEIVE_BATCH_MAX).unwrap();
+        frames += ring
+            .receive(listener.as_fd(), RECEIVE_BATCH_MAX, Ask::Source)
+            .unwrap();
         for datagram in ring.datagrams() {
             ledger.count_frames(0, 1, datagram.bytes.len());
             let arrival = Arrival {

@@ -8,9 +8,14 @@ use std::net::{IpAddr, SocketAddr};
 pub enum Source<'a> {
     /// Over UDP. An IPv4-mapped IPv6 address is given as IPv4.
     Ip(SocketAddr),
-    /// Over a Unix socket: the sender's path, or its abstract name behind a 0 byte. Empty where
-    /// the sender is not bound, and so cannot be answered.
-    Unix(&'a [u8]),
+    /// Over a Unix socket, which is to say from this host.
+    Unix {
+        /// The sender's path, or its abstract name behind a 0 byte. Empty where the sender is not
+        /// bound, and so cannot be answered.
+        path: &'a [u8],
+        /// Whom it runs as, where the kernel was asked and told.
+        credentials: Option<Credentials>,
+    },
 }
 
 impl Source<'_> {
@@ -19,9 +24,39 @@ impl Source<'_> {
     pub fn to_address(self) -> Address {
         match self {
             Source::Ip(address) => Address::Ip(address),
-            Source::Unix(path) => Address::Unix(path.into()),
+            Source::Unix { path, .. } => Address::Unix(path.into()),
         }
     }
+
+    /// Who it is to rules of access.
+    #[must_use]
+    #[inline]
+    pub fn peer(self) -> Peer {
+        match self {
+            Source::Ip(address) => Peer::Ip(address.ip().to_canonical()),
+            Source::Unix { credentials, .. } => Peer::Unix(credentials),
+        }
+    }
+}
+
+/// Whom a process of this host runs as, as the kernel says: its real user and group, or its
+/// effective or saved ones where it shows those itself. Who may change users may show any
+/// (unix(7)). Of further groups that it is in nothing is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Credentials {
+    /// Its user's number.
+    pub uid: u32,
+    /// Its group's number.
+    pub gid: u32,
+}
+
+/// Who sends or holds a lease, as far as rules of access can tell one from another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// A host. An IPv4-mapped IPv6 address is given as IPv4.
+    Ip(IpAddr),
+    /// A process of this host, over a Unix socket. None where nothing is told of it.
+    Unix(Option<Credentials>),
 }
 
 /// Where a subscriber's datagrams go.
@@ -39,7 +74,7 @@ impl Address {
     pub fn is_source(&self, source: Source<'_>) -> bool {
         match (self, source) {
             (Address::Ip(address), Source::Ip(from)) => *address == from,
-            (Address::Unix(path), Source::Unix(from)) => **path == *from,
+            (Address::Unix(own), Source::Unix { path, .. }) => **own == *path,
             _ => false,
         }
     }

@@ -158,16 +158,12 @@ impl Directory {
         look_up.found.retain(|id| self.may_see(*id, topic));
     }
 
-    /// A subscriber by lease gets only what its address may see, whatever its patterns match.
+    /// A subscriber by lease gets only what its holder may see, whatever its patterns match.
     fn may_see(&self, id: SubscriberId, topic: &[u8]) -> bool {
-        let may_see = |address: &Address| {
-            let rights = self.access.subscribe.rights_of_address(address);
-            rights.permit(topic)
-        };
         let subscriber = self.subscribers.get(id);
-        subscriber.is_some_and(|subscriber| match subscriber.tenure {
+        subscriber.is_some_and(|subscriber| match &subscriber.tenure {
             Tenure::Static => true,
-            Tenure::Lease(_) => may_see(&subscriber.address),
+            Tenure::Lease(lease) => self.access.subscribe.rights(lease.peer).permit(topic),
         })
     }
 }

@@ -3,15 +3,13 @@
 //! Each data thread has a forwarder of its own. It reads the directory and changes nothing in it
 //! but the subscribers' flows, on which all of them count.
 
-use std::net::IpAddr;
-
 use hailmary_proto::decode::Decoder;
 use hailmary_proto::v1::Stamp;
 use hailmary_proto::v1::frame::Control;
 use hailmary_proto::write::{StampBytes, leading_sender};
 
 use super::access::Rights;
-use super::address::{Address, Source};
+use super::address::{Address, Peer, Source};
 use super::directory::Directory;
 use super::fanout::Fanout;
 use super::intake::Intake;
@@ -59,6 +57,8 @@ pub struct ControlMessage {
     pub listener: usize,
     /// Where it came from.
     pub from: Address,
+    /// Who sent it.
+    pub peer: Peer,
     /// Bytes of its datagram.
     pub datagram_bytes: usize,
     /// The frame's stamp, if it has one.
@@ -79,8 +79,10 @@ struct CopyCursor {
 pub struct Forwarder {
     /// The bus's sender id.
     bus: u64,
-    /// The source last seen that may publish anything: most frames come from it too.
-    trusted: Option<IpAddr>,
+    /// The peer last seen that may publish anything: most frames come from it too.
+    trusted: Option<Peer>,
+    /// The directory's, as of `trusted`: with other rules it may be another's turn.
+    generation: u64,
     decoder: Decoder,
     routes: Routes,
     fanout: Fanout,
@@ -95,6 +97,7 @@ impl Forwarder {
         Self {
             bus,
             trusted: None,
+            generation: 0,
             decoder: Decoder::new(),
             routes: Routes::new(seed),
             fanout: Fanout::default(),
@@ -106,6 +109,10 @@ impl Forwarder {
     /// Begins a turn with the directory as it is now.
     #[inline]
     pub fn begin_turn(&mut self, directory: &Directory) {
+        if self.generation != directory.generation() {
+            self.generation = directory.generation();
+            self.trusted = None;
+        }
         self.routes.follow(directory);
     }
 
@@ -129,15 +136,15 @@ impl Forwarder {
             .decode(datagram)
             .map_err(|_| FrameDrop::Malformed)?;
         let events = frame.events().len();
-        let rights = match arrival.source {
-            Source::Ip(from) if self.trusted == Some(from.ip()) => Rights::All,
-            source => {
-                let rights = directory.access().publish.rights(source);
-                if let (Rights::All, Source::Ip(from)) = (rights, source) {
-                    self.trusted = Some(from.ip());
-                }
-                rights_beside_rules(rights, directory, source)
+        let peer = arrival.source.peer();
+        let rights = if self.trusted == Some(peer) {
+            Rights::All
+        } else {
+            let rights = directory.access().publish.rights(peer);
+            if let Rights::All = rights {
+                self.trusted = Some(peer);
             }
+            rights_beside_rules(rights, directory, arrival.source)
         };
         if events > 0 && matches!(rights, Rights::Nothing) {
             return Err(FrameDrop::NotAllowed);
@@ -165,6 +172,7 @@ impl Forwarder {
             self.controls.push(ControlMessage {
                 listener: arrival.listener,
                 from: arrival.source.to_address(),
+                peer,
                 datagram_bytes: datagram.len(),
                 stamp: stamp.copied(),
                 control: control.clone(),

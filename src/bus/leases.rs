@@ -13,7 +13,7 @@ use hailmary_proto::v1::refusal::Reason;
 use hailmary_proto::v1::{self, Challenge, Refusal, Subscribe, Unsubscribe};
 
 use super::access::Rights;
-use super::address::{Address, Origin};
+use super::address::{Address, Origin, Peer};
 use super::cookie::CookieJar;
 use super::directory::Directory;
 use super::limits::{
@@ -71,6 +71,8 @@ pub enum LeaseEvent {
 pub struct Request<'a> {
     /// Where it came from.
     pub from: &'a Address,
+    /// Who sent it.
+    pub peer: Peer,
     /// Bytes of its datagram.
     pub bytes: usize,
 }
@@ -138,7 +140,13 @@ impl Leases {
         directory: &mut Directory,
     ) -> Answered {
         let nonce = subscribe.nonce;
-        if let Rights::Nothing = directory.access().subscribe.rights_of_address(request.from) {
+        let access = directory.access();
+        if let Rights::Nothing = access.subscribe.rights(request.peer) {
+            if request.peer == Peer::Unix(None) && access.names_users() {
+                // Sent before the kernel was asked who sends: a refusal would be for good, and
+                // whoever asks again will be known.
+                return (LeaseEvent::Unanswered, None);
+            }
             return self.answer_unproven(now, request, refused(Reason::NotAllowed, nonce));
         }
         let standing = directory.subscribers().leased(request.from);
@@ -155,8 +163,8 @@ impl Leases {
             return refused(reason, nonce);
         }
         let (id, event) = match standing {
-            Some(id) => (id, self.renew(now, id, subscribe, directory)),
-            None => match self.grant(now, request.from, subscribe, directory) {
+            Some(id) => (id, self.renew(now, id, request.peer, subscribe, directory)),
+            None => match self.grant(now, request, subscribe, directory) {
                 Ok(id) => (id, LeaseEvent::Granted(id)),
                 Err(reason) => return refused(reason, nonce),
             },
@@ -238,10 +246,11 @@ impl Leases {
     fn grant(
         &mut self,
         now: Duration,
-        from: &Address,
+        request: &Request<'_>,
         subscribe: &Subscribe,
         directory: &mut Directory,
     ) -> Result<SubscriberId, Reason> {
+        let from = request.from;
         let of_origin = self.per_origin.get(&from.origin()).copied().unwrap_or(0);
         if directory.subscribers().leases() >= self.limits.leases_max
             || of_origin >= self.limits.leases_per_origin_max
@@ -252,6 +261,7 @@ impl Leases {
         let lease = Lease {
             expires,
             nonce: subscribe.nonce,
+            peer: request.peer,
             reported: self.reported(subscribe).unwrap_or_default(),
         };
         let subscriber = Subscriber {
@@ -273,6 +283,7 @@ impl Leases {
         &mut self,
         now: Duration,
         id: SubscriberId,
+        peer: Peer,
         subscribe: &Subscribe,
         directory: &mut Directory,
     ) -> LeaseEvent {
@@ -288,7 +299,8 @@ impl Leases {
         }
         let topics = patterns(subscribe);
         let frame_bytes = frame_bytes(subscribe, &subscriber.address);
-        if subscriber.topics != topics || subscriber.frame_bytes != frame_bytes {
+        let is_another = subscriber.hold(peer);
+        if is_another || subscriber.topics != topics || subscriber.frame_bytes != frame_bytes {
             is_changed = true;
             directory.change(id, topics, frame_bytes);
         }

@@ -77,6 +77,7 @@ impl Registrar {
         self.leases.rotate_key(now, &mut self.random);
         let request = Request {
             from: &message.from,
+            peer: message.peer,
             bytes: message.datagram_bytes,
         };
         let answer = match &message.control {
@@ -93,7 +94,7 @@ impl Registrar {
                 answer
             }
             Control::Ping(ping) => {
-                let rights = directory.access().publish.rights_of_address(&message.from);
+                let rights = directory.access().publish.rights(message.peer);
                 let stamp = message.stamp.as_ref();
                 let stamp = stamp.filter(|_| !matches!(rights, Rights::Nothing));
                 let flow = || stamp.map(flow).unwrap_or_default();

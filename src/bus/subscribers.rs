@@ -11,7 +11,7 @@ use std::time::Duration;
 use hailmary_proto::v1::Stamp;
 use hailmary_proto::write::DATAGRAM_BYTES_MAX;
 
-use super::address::Address;
+use super::address::{Address, Peer};
 use super::limits::{LOCAL_FRAME_BYTES, NETWORK_FRAME_BYTES};
 use super::sample::Sample;
 use super::series::SeriesId;
@@ -136,6 +136,8 @@ pub struct Lease {
     pub expires: Duration,
     /// The subscriber's own, by which it is known from another one on its address.
     pub nonce: u64,
+    /// Who asked for it, or renewed it last.
+    pub peer: Peer,
     /// What the subscriber last reported as lost on the way and as dropped on its own side.
     pub reported: Reported,
 }
@@ -177,6 +179,17 @@ pub struct Subscriber {
     pub tenure: Tenure,
     /// What went to it so far.
     pub flow: Flow,
+}
+
+impl Subscriber {
+    /// Notes who holds its lease now, and says whether it was another before, who may have been
+    /// allowed to see other topics.
+    pub(super) fn hold(&mut self, peer: Peer) -> bool {
+        match &mut self.tenure {
+            Tenure::Lease(lease) => std::mem::replace(&mut lease.peer, peer) != peer,
+            Tenure::Static => false,
+        }
+    }
 }
 
 /// All subscribers, by place and by address.

@@ -16,6 +16,7 @@ use toml::Spanned;
 use tracing::{Level, info, warn};
 
 use crate::admin::Admin;
+use crate::bus::access::Access;
 use crate::bus::{self, Registrar};
 use crate::canary::Canary;
 use crate::config::{Config, ConfigError, Plan};
@@ -25,7 +26,7 @@ use crate::net::account::Account;
 use crate::net::egress::Egress;
 use crate::net::event_loop::{self, EventLoop, Parts, Shared};
 use crate::net::listener::Listener;
-use crate::net::sys;
+use crate::net::sys::{self, Ask};
 use crate::state::{ListenerInfo, Phase, State};
 
 /// Runs a bus: with no flags at all, a useful one on loopback.
@@ -243,12 +244,22 @@ fn stop_signals() -> io::Result<UnixStream> {
     Ok(reader)
 }
 
+/// What the rules of access want to know of each datagram.
+fn ask(access: &Access) -> Ask {
+    match access.names_users() {
+        true => Ask::Credentials,
+        false => Ask::Source,
+    }
+}
+
 /// The sockets of each worker: the first has all, the others their own ones on its UDP ports. If
 /// there are no such ports there is one worker.
 fn bind(plan: &Plan) -> anyhow::Result<Vec<Vec<Listener>>> {
     let mut listeners = Vec::new();
     for address in &plan.listen {
-        let listener = Listener::bind(address, plan.receive_buffer_bytes)?;
+        let mut listener = Listener::bind(address, plan.receive_buffer_bytes)?;
+        let ask = listener.set_ask(ask(&plan.settings.access));
+        ask.context("cannot have the system tell who sends over a Unix socket")?;
         let buffer = listener.buffer();
         if buffer.granted < buffer.wanted {
             warn!(

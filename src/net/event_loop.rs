@@ -376,7 +376,7 @@ impl EventLoop {
             return 0;
         };
         let asked = self.batch_size.get();
-        let taken = self.ring.receive(listener.as_fd(), asked);
+        let taken = self.ring.receive(listener.as_fd(), asked, listener.ask());
         let taken = taken.unwrap_or_else(|error| {
             self.logs.warn(
                 Recurring::Receive,

@@ -14,7 +14,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use crate::bus::address::Address;
 
 use super::address::to_sockaddr;
-use super::sys;
+use super::sys::{self, Ask};
 
 /// What a datagram of up to some 1,400 bytes is charged to a receive buffer, on Linux.
 pub(crate) const DATAGRAM_CHARGE_BYTES: usize = 2_304;
@@ -76,6 +76,7 @@ pub struct Listener {
     /// Its path and the file's device and number, to be removed by none but its owner.
     path: Option<(PathBuf, (u64, u64))>,
     buffer: Buffer,
+    ask: Ask,
     /// See [`Listener::is_crowded`].
     crowd: usize,
 }
@@ -130,6 +131,7 @@ impl Listener {
             name,
             path,
             buffer,
+            ask: Ask::Source,
             crowd: crowd(places),
         })
     }
@@ -153,6 +155,7 @@ impl Listener {
             Ok(Some(Self {
                 name: self.name.clone(),
                 path: None,
+                ask: self.ask,
                 crowd: self.crowd,
                 buffer: Buffer {
                     granted: grow_receive_buffer(&socket, self.buffer.wanted)?,
@@ -188,6 +191,26 @@ impl Listener {
     #[must_use]
     pub fn buffer(&self) -> Buffer {
         self.buffer
+    }
+
+    /// What is asked of each datagram.
+    #[must_use]
+    pub fn ask(&self) -> Ask {
+        self.ask
+    }
+
+    /// Says what is to be asked of each datagram from now on: of those that wait already nothing
+    /// but their source is known. Credentials are a Unix socket's: a UDP one is left as it is.
+    ///
+    /// # Errors
+    ///
+    /// Where the system refuses, or does not tell credentials. It is left as it was then.
+    pub fn set_ask(&mut self, ask: Ask) -> io::Result<()> {
+        if self.path.is_some() && self.ask != ask {
+            sys::ask_for(ask, self.socket.as_fd())?;
+            self.ask = ask;
+        }
+        Ok(())
     }
 
     /// Whether so many datagrams, taken at once, mean that the buffer may have been half full.

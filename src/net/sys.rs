@@ -28,6 +28,8 @@ mod batch;
 #[cfg(all(target_os = "linux", not(feature = "portable")))]
 pub use batch::{ReceiveRing, SendRing};
 #[cfg(all(target_os = "linux", not(feature = "portable")))]
+mod credentials;
+#[cfg(all(target_os = "linux", not(feature = "portable")))]
 mod segments;
 #[cfg(all(target_os = "linux", not(feature = "portable")))]
 pub use segments::{SegmentRing, takes_segments};
@@ -44,6 +46,19 @@ pub const SEND_BATCH_MAX: usize = 64;
 
 /// Bytes kept for one received datagram: more than any UDP payload, so that what is cut shows.
 pub const DATAGRAM_BUFFER_BYTES: usize = 65_536;
+
+/// Whether [`ask_for`] can have the kernel tell who sends over a Unix socket.
+pub const TELLS_CREDENTIALS: bool = cfg!(all(target_os = "linux", not(feature = "portable")));
+
+/// What is asked of each datagram besides what it says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Ask {
+    /// Where it came from.
+    #[default]
+    Source,
+    /// That, and whom its sender runs as: of Unix sockets only, see [`ask_for`].
+    Credentials,
+}
 
 /// A received datagram.
 #[derive(Clone, Copy, Debug)]
@@ -90,6 +105,30 @@ pub struct SocketMemory {
     pub receive_buffer_bytes: u32,
     /// Datagrams dropped since the socket was made; it wraps.
     pub drops: u32,
+}
+
+/// Has the kernel note from now on what is asked of each datagram that comes to a Unix socket.
+/// What waits in the socket already tells nothing of its sender.
+///
+/// # Errors
+///
+/// Where the kernel refuses.
+#[cfg(all(target_os = "linux", not(feature = "portable")))]
+pub fn ask_for(ask: Ask, socket: BorrowedFd<'_>) -> io::Result<()> {
+    socket2::SockRef::from(&socket).set_passcred(ask == Ask::Credentials)
+}
+
+/// Credentials are not told here.
+///
+/// # Errors
+///
+/// Where they are asked for.
+#[cfg(any(not(target_os = "linux"), feature = "portable"))]
+pub fn ask_for(ask: Ask, _socket: BorrowedFd<'_>) -> io::Result<()> {
+    match ask {
+        Ask::Source => Ok(()),
+        Ask::Credentials => Err(io::ErrorKind::Unsupported.into()),
+    }
 }
 
 /// The kernel's account of a socket, where the system keeps one (`SO_MEMINFO`, Linux 4.12).

@@ -10,12 +10,14 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
 
-use crate::bus::address::Source;
+use crate::bus::address::{Credentials, Source};
 use crate::net::address::canonical;
 
+use super::credentials::{ROOM_BYTES, Told, is_length};
 use super::late::take_late_errors;
 use super::{
-    DATAGRAM_BUFFER_BYTES, Outgoing, RECEIVE_BATCH_MAX, Received, Refusal, SEND_BATCH_MAX, calls,
+    Ask, DATAGRAM_BUFFER_BYTES, Outgoing, RECEIVE_BATCH_MAX, Received, Refusal, SEND_BATCH_MAX,
+    calls,
 };
 
 #[expect(clippy::cast_possible_truncation, reason = "128 bytes")]
@@ -26,9 +28,12 @@ const SOURCE_BYTES: libc::socklen_t = mem::size_of::<libc::sockaddr_storage>() a
 pub struct ReceiveRing {
     buffers: Box<[u8]>,
     sources: Box<[libc::sockaddr_storage]>,
+    told: Box<[Told]>,
     slices: Box<[libc::iovec]>,
     headers: Box<[libc::mmsghdr]>,
     taken: usize,
+    /// How many headers, from the first, were last lent their room for control messages.
+    lent: usize,
 }
 
 // SAFETY: the pointers in `slices` and `headers` lead to memory that the ring itself owns.
@@ -60,6 +65,7 @@ impl ReceiveRing {
                 vec![mem::zeroed::<libc::mmsghdr>(); RECEIVE_BATCH_MAX].into_boxed_slice(),
             )
         };
+        let mut told = vec![Told::nothing(); RECEIVE_BATCH_MAX].into_boxed_slice();
         let mut slices: Box<[libc::iovec]> = buffers
             .chunks_exact_mut(DATAGRAM_BUFFER_BYTES)
             .map(|buffer| libc::iovec {
@@ -67,40 +73,56 @@ impl ReceiveRing {
                 iov_len: buffer.len(),
             })
             .collect();
-        for ((header, source), slice) in headers.iter_mut().zip(&mut sources).zip(&mut slices) {
+        let places = sources.iter_mut().zip(&mut slices).zip(&mut told);
+        for (header, ((source, slice), told)) in headers.iter_mut().zip(places) {
             header.msg_hdr.msg_name = ptr::from_mut(source).cast();
             header.msg_hdr.msg_namelen = SOURCE_BYTES;
             header.msg_hdr.msg_iov = slice;
             header.msg_hdr.msg_iovlen = 1;
+            // None of it is lent: its length is 0.
+            header.msg_hdr.msg_control = ptr::from_mut(told).cast();
         }
         Self {
             buffers,
             sources,
+            told,
             slices,
             headers,
             taken: 0,
+            lent: 0,
         }
     }
 
     /// Takes up to `count_max` datagrams, at most [`RECEIVE_BATCH_MAX`], without waiting, and
-    /// says how many there were.
+    /// says how many there were. Credentials are asked of none but a socket that is to tell them
+    /// (see [`ask_for`](super::ask_for)): to another one senders could pass open files.
     ///
     /// # Errors
     ///
     /// What the kernel says, but for "none there" (0) and "interrupted" (tried again). What it
     /// says once is gone, and what waits behind it is taken: two errors in a row are one here.
-    pub fn receive(&mut self, socket: BorrowedFd<'_>, count_max: usize) -> io::Result<usize> {
+    pub fn receive(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        count_max: usize,
+        ask: Ask,
+    ) -> io::Result<usize> {
         debug_assert_eq!(self.slices.len(), self.headers.len());
         let asked = count_max.min(self.headers.len());
         // The kernel has written lengths into those that it filled.
         for header in self.headers.iter_mut().take(self.taken) {
             header.msg_hdr.msg_namelen = SOURCE_BYTES;
         }
+        self.lend_room(match ask {
+            Ask::Source => 0,
+            Ask::Credentials => asked,
+        });
         self.taken = 0;
         let mut has_failed = false;
         loop {
-            // SAFETY: at least `asked` headers, each with one slice of DATAGRAM_BUFFER_BYTES and room for
-            // any source, all owned by `self`, which is borrowed mutably.
+            // SAFETY: at least `asked` headers, each with one slice of DATAGRAM_BUFFER_BYTES, room
+            // for any source, and for control messages as much as its length says: none, or one
+            // `Told`. All are owned by `self`, which is borrowed mutably.
             let taken = unsafe {
                 calls::recvmmsg(
                     socket.as_raw_fd(),
@@ -124,27 +146,43 @@ impl ReceiveRing {
         }
     }
 
+    /// Lends so many headers, from the first, the whole of their room for control messages, and the
+    /// others none of it. The kernel writes into the length how much of it it has used.
+    fn lend_room(&mut self, count: usize) {
+        let touched = count.max(mem::replace(&mut self.lent, count));
+        for (index, header) in self.headers.iter_mut().take(touched).enumerate() {
+            header.msg_hdr.msg_controllen = if index < count { ROOM_BYTES as _ } else { 0 };
+        }
+    }
+
     /// The datagrams of the last [`ReceiveRing::receive`].
     pub fn datagrams(&self) -> impl Iterator<Item = Received<'_>> {
         let buffers = self.buffers.chunks_exact(DATAGRAM_BUFFER_BYTES);
         let headers = self.headers.iter().take(self.taken);
-        headers
-            .zip(&self.sources)
-            .zip(buffers)
-            .map(|((header, source), buffer)| Received {
+        headers.zip(&self.sources).zip(&self.told).zip(buffers).map(
+            |(((header, source), told), buffer)| Received {
                 bytes: buffer.get(..header.msg_len as usize).unwrap_or(buffer),
-                source: read_source(source, header.msg_hdr.msg_namelen),
+                source: read_source(source, &header.msg_hdr, told),
                 is_truncated: header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
-            })
+            },
+        )
     }
 }
 
-/// The source that the kernel wrote into `source`, of which `length` bytes count. Of a sender
+/// The source that the kernel wrote, of which so many bytes count as the header says. Of a sender
 /// without a name it writes nothing: what stands there is an earlier datagram's, of any listener.
 #[inline]
-fn read_source(source: &libc::sockaddr_storage, length: libc::socklen_t) -> Source<'_> {
+fn read_source<'a>(
+    source: &'a libc::sockaddr_storage,
+    header: &libc::msghdr,
+    told: &Told,
+) -> Source<'a> {
+    let length = header.msg_namelen;
     if length == 0 {
-        return Source::Unix(&[]);
+        return Source::Unix {
+            path: &[],
+            credentials: read_credentials(header, told),
+        };
     }
     match libc::c_int::from(source.ss_family) {
         libc::AF_INET => {
@@ -165,8 +203,18 @@ fn read_source(source: &libc::sockaddr_storage, length: libc::socklen_t) -> Sour
                 v6.sin6_scope_id,
             ))))
         }
-        _ => Source::Unix(read_path(source, length as usize)),
+        _ => Source::Unix {
+            path: read_path(source, length as usize),
+            credentials: read_credentials(header, told),
+        },
     }
+}
+
+/// What the kernel told of the sender. Where it did not fill the room, what stands there is cut,
+/// or an earlier datagram's.
+fn read_credentials(header: &libc::msghdr, told: &Told) -> Option<Credentials> {
+    let is_filled = is_length(header.msg_controllen, ROOM_BYTES);
+    is_filled.then(|| told.read()).flatten()
 }
 
 /// The path of a Unix source: the bytes of the address behind its family, without the 0 that

@@ -20,6 +20,8 @@ pub enum Answer {
     Through,
     /// The same, of so many datagrams at most, at least one: a short count where there were more.
     Most(usize),
+    /// The same, with so many bytes of room at most for each control message.
+    Cut(usize),
     /// This error, of the first datagram.
     Fail(c_int),
     /// This error, of the last datagram that was sent over UDP: one that waited in the error
@@ -214,6 +216,15 @@ mod batch {
         let count = match next_receive() {
             Answer::Through => count,
             Answer::Most(most) => at_most(count, most),
+            Answer::Cut(room) => {
+                for index in 0..count as usize {
+                    // SAFETY: the caller has lent `count` headers. Less room than there is harms
+                    // nobody.
+                    let length = unsafe { &mut (*headers.add(index)).msg_hdr.msg_controllen };
+                    *length = (*length).min(room as _);
+                }
+                count
+            }
             Answer::Fail(number) | Answer::Late(number) => return fail(number),
         };
         // SAFETY: as the caller has it.
@@ -232,7 +243,7 @@ mod batch {
         flags: c_int,
     ) -> c_int {
         let count = match next_send() {
-            Answer::Through => count,
+            Answer::Through | Answer::Cut(_) => count,
             Answer::Most(most) => at_most(count, most),
             Answer::Fail(number) | Answer::Late(number) => return fail(number),
         };
@@ -285,7 +296,7 @@ mod single {
     /// Takes one datagram, by this call.
     pub fn receive<T>(call: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         match next_receive() {
-            Answer::Through | Answer::Most(_) => call(),
+            Answer::Through | Answer::Most(_) | Answer::Cut(_) => call(),
             Answer::Fail(number) | Answer::Late(number) => {
                 Err(io::Error::from_raw_os_error(number))
             }
@@ -298,7 +309,7 @@ mod single {
         call: impl FnOnce() -> io::Result<usize>,
     ) -> io::Result<usize> {
         match next_send() {
-            Answer::Through | Answer::Most(_) => {
+            Answer::Through | Answer::Most(_) | Answer::Cut(_) => {
                 let bytes = call()?;
                 let head = datagram.head.iter().chain(datagram.body).copied();
                 let head: Vec<u8> = head.take(STAMP_HEAD_BYTES).collect();

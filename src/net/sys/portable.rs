@@ -12,7 +12,7 @@ use crate::bus::address::{Address, Source};
 use crate::net::address::canonical;
 
 use super::{
-    DATAGRAM_BUFFER_BYTES, NoSegments, Outgoing, RECEIVE_BATCH_MAX, Received, Refusal,
+    Ask, DATAGRAM_BUFFER_BYTES, NoSegments, Outgoing, RECEIVE_BATCH_MAX, Received, Refusal,
     SEND_BATCH_MAX, calls,
 };
 
@@ -59,14 +59,19 @@ impl ReceiveRing {
     }
 
     /// Takes up to `count_max` datagrams, at most [`RECEIVE_BATCH_MAX`], without waiting, and
-    /// says how many there were.
+    /// says how many there were. Credentials are not told here, whatever is asked.
     ///
     /// # Errors
     ///
     /// What the kernel says, but for "none there" (0) and "interrupted" (tried again). What it
     /// says once is gone, and what waits behind it is taken: two errors in a row are one here,
     /// where nothing was taken before them.
-    pub fn receive(&mut self, socket: BorrowedFd<'_>, count_max: usize) -> io::Result<usize> {
+    pub fn receive(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        count_max: usize,
+        _: Ask,
+    ) -> io::Result<usize> {
         self.taken = 0;
         let count_max = count_max.min(self.slots.len());
         let mut has_failed = false;
@@ -103,7 +108,10 @@ impl ReceiveRing {
             bytes: buffer.get(..slot.length).unwrap_or(buffer),
             source: match &slot.source {
                 Address::Ip(ip) => Source::Ip(*ip),
-                Address::Unix(path) => Source::Unix(path),
+                Address::Unix(path) => Source::Unix {
+                    path,
+                    credentials: None,
+                },
             },
             is_truncated: slot.is_truncated,
         })

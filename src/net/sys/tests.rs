@@ -54,7 +54,9 @@ fn receive(
     let start = Instant::now();
     let mut all = Vec::new();
     while all.len() < count {
-        let taken = ring.receive(socket, RECEIVE_BATCH_MAX).unwrap();
+        let taken = ring
+            .receive(socket, RECEIVE_BATCH_MAX, Ask::Source)
+            .unwrap();
         let datagrams = copied(ring);
         assert_eq!(datagrams.len(), taken);
         all.extend(datagrams);
@@ -205,7 +207,8 @@ fn a_datagram_longer_than_its_place_is_marked_and_no_other() {
             sender.send_to(&vec![7; length], &to).unwrap();
         }
         assert_eq!(
-            ring.receive(receiver.as_fd(), RECEIVE_BATCH_MAX).unwrap(),
+            ring.receive(receiver.as_fd(), RECEIVE_BATCH_MAX, Ask::Source)
+                .unwrap(),
             lengths.len()
         );
         let received: Vec<_> = ring
@@ -226,7 +229,8 @@ fn a_batch_is_bounded_and_an_empty_datagram_is_one() {
     let (receiver, to) = udp(IPV4);
     let mut ring = ReceiveRing::new();
     assert_eq!(
-        ring.receive(receiver.as_fd(), RECEIVE_BATCH_MAX).unwrap(),
+        ring.receive(receiver.as_fd(), RECEIVE_BATCH_MAX, Ask::Source)
+            .unwrap(),
         0,
         "none there"
     );
@@ -242,12 +246,16 @@ fn a_batch_is_bounded_and_an_empty_datagram_is_one() {
 
     let mut taken = Vec::new();
     while taken.iter().sum::<usize>() < SEND_BATCH_MAX + MORE {
-        taken.push(ring.receive(receiver.as_fd(), COUNT_MAX).unwrap());
+        taken.push(
+            ring.receive(receiver.as_fd(), COUNT_MAX, Ask::Source)
+                .unwrap(),
+        );
         assert!(ring.datagrams().all(|datagram| datagram.bytes.is_empty()));
     }
     assert!(taken.iter().all(|taken| *taken <= COUNT_MAX), "{taken:?}");
     assert_eq!(
-        ring.receive(receiver.as_fd(), RECEIVE_BATCH_MAX).unwrap(),
+        ring.receive(receiver.as_fd(), RECEIVE_BATCH_MAX, Ask::Source)
+            .unwrap(),
         0
     );
     assert_eq!(ring.datagrams().count(), 0, "of the last call alone");
@@ -430,8 +438,11 @@ fn the_kernel_counts_every_datagram_that_it_drops() {
     let mut received = 0;
     let start = Instant::now();
     while received + memory().drops < SENT {
-        received +=
-            u32::try_from(ring.receive(receiver.as_fd(), RECEIVE_BATCH_MAX).unwrap()).unwrap();
+        received += u32::try_from(
+            ring.receive(receiver.as_fd(), RECEIVE_BATCH_MAX, Ask::Source)
+                .unwrap(),
+        )
+        .unwrap();
         assert!(start.elapsed() < PATIENCE);
     }
     let drops = memory().drops;
@@ -556,7 +567,7 @@ fn what_is_refused_as_segments_goes_as_datagrams_once() {
     }
     assert_eq!(
         ReceiveRing::new()
-            .receive(receiver.as_fd(), RECEIVE_BATCH_MAX)
+            .receive(receiver.as_fd(), RECEIVE_BATCH_MAX, Ask::Source)
             .unwrap(),
         0
     );
