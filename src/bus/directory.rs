@@ -4,6 +4,7 @@
 //! [generation](Directory::generation), by which whoever remembers something of it sees that it
 //! is out of date.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::access::Access;
@@ -13,6 +14,17 @@ use super::policies::Policies;
 use super::series::{Series, SeriesId};
 use super::subscribers::{Flow, FrameBytes, Subscriber, SubscriberId, Subscribers, Tenure};
 use super::{Settings, StaticSubscriber};
+
+/// What became of the static subscribers when the directory was configured anew.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reconfigured {
+    /// Those who went. Their places may be others' by now.
+    pub removed: Vec<SubscriberId>,
+    /// Those who kept their place and flow, and want something else now.
+    pub changed: Vec<SubscriberId>,
+    /// Those who came.
+    pub added: Vec<SubscriberId>,
+}
 
 /// The tables.
 #[derive(Debug)]
@@ -49,18 +61,79 @@ impl Directory {
         directory
     }
 
-    fn insert_static(&mut self, subscriber: &StaticSubscriber) {
-        let topics = subscriber.topics.iter().map(|topic| topic.as_str().into());
+    /// Puts other settings in the place of those before, in one go. A static subscriber of the
+    /// same name and address keeps its place and its flow. Leases and the series of names stay.
+    pub(super) fn reconfigure(&mut self, settings: &Settings) -> Reconfigured {
+        let wanted = &settings.subscribers;
+        self.access = settings.access.clone();
+        self.own_sources.clone_from(&settings.own_sources);
+        self.policies.reconfigure(&settings.topic_policies);
+        let names = wanted.iter().map(|subscriber| subscriber.name.as_str());
+        self.series.reconfigure(names, settings.leased_series_max);
+        // Also where no subscriber changes: rights and policies are remembered by it, too.
+        self.generation += 1;
+        let (kept, removed) = self.sort_statics(wanted);
+        for id in &removed {
+            self.remove(*id);
+        }
+        let mut changes = Reconfigured {
+            removed,
+            ..Reconfigured::default()
+        };
+        for subscriber in wanted {
+            match kept.get(subscriber.name.as_str()) {
+                Some(id) if self.change_static(*id, subscriber) => changes.changed.push(*id),
+                Some(_) => {}
+                None => changes.added.push(self.insert_static(subscriber)),
+            }
+        }
+        changes
+    }
+
+    /// The static subscribers there are: those who stay, by name, and those who are to go.
+    fn sort_statics<'a>(
+        &self,
+        wanted: &'a [StaticSubscriber],
+    ) -> (HashMap<&'a str, SubscriberId>, Vec<SubscriberId>) {
+        let by_name = wanted.iter().map(|one| (one.name.as_str(), one));
+        let by_name: HashMap<_, _> = by_name.collect();
+        let (mut kept, mut removed) = (HashMap::new(), Vec::new());
+        let all = self.subscribers.iter();
+        for (id, subscriber) in all.filter(|(_, one)| matches!(one.tenure, Tenure::Static)) {
+            match by_name.get(&*subscriber.name) {
+                Some(one) if one.address == subscriber.address => {
+                    kept.insert(one.name.as_str(), id);
+                }
+                _ => removed.push(id),
+            }
+        }
+        (kept, removed)
+    }
+
+    /// Gives a static subscriber what it wants now, and says whether that is something else.
+    fn change_static(&mut self, id: SubscriberId, wanted: &StaticSubscriber) -> bool {
+        let topics = patterns(wanted);
+        let size = FrameBytes::choose(wanted.frame_bytes_max, &wanted.address);
+        let is_other =
+            |subscriber: &Subscriber| subscriber.topics != topics || subscriber.frame_bytes != size;
+        let is_changed = self.subscribers.get(id).is_some_and(is_other);
+        if is_changed {
+            self.change(id, topics, size);
+        }
+        is_changed
+    }
+
+    fn insert_static(&mut self, subscriber: &StaticSubscriber) -> SubscriberId {
         let subscriber = Subscriber {
             name: subscriber.name.as_str().into(),
             series: self.series.assign(&subscriber.name),
             frame_bytes: FrameBytes::choose(subscriber.frame_bytes_max, &subscriber.address),
             address: subscriber.address.clone(),
-            topics: topics.collect(),
+            topics: patterns(subscriber),
             tenure: Tenure::Static,
             flow: Flow::default(),
         };
-        self.insert(subscriber);
+        self.insert(subscriber)
     }
 
     /// Adds a subscriber and says where.
@@ -166,4 +239,9 @@ impl Directory {
             Tenure::Lease(lease) => self.access.subscribe.rights(lease.peer).permit(topic),
         })
     }
+}
+
+fn patterns(subscriber: &StaticSubscriber) -> Vec<Box<str>> {
+    let topics = subscriber.topics.iter();
+    topics.map(|topic| topic.as_str().into()).collect()
 }

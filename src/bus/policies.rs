@@ -49,12 +49,19 @@ impl Policies {
     /// These policies.
     #[must_use]
     pub fn new(policies: &[TopicPolicy]) -> Self {
-        let mut labels = Series::new([], usize::MAX);
+        let mut new = Self {
+            all: Vec::new(),
+            labels: Series::new([], usize::MAX),
+        };
+        new.reconfigure(policies);
+        new
+    }
+
+    /// These policies from now on, each with the label that its pattern had before.
+    pub fn reconfigure(&mut self, policies: &[TopicPolicy]) {
+        let labels = &mut self.labels;
         let label = |policy: &TopicPolicy| (policy.clone(), labels.assign(&policy.pattern));
-        Self {
-            all: policies.iter().map(label).collect(),
-            labels,
-        }
+        self.all = policies.iter().map(label).collect();
     }
 
     /// Where a topic's events are counted, and what is decided of it.

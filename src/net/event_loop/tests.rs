@@ -457,10 +457,9 @@ impl World {
         let listeners = addresses.map(|address| Listener::bind(&address, BUFFER_BYTES).unwrap());
         let port = listeners[0].name().rsplit_once(':').unwrap().1;
         let udp_address = format!("127.0.0.1:{port}").parse().unwrap();
-        let infos = listeners.iter().map(|listener| ListenerInfo {
-            name: listener.name().to_owned(),
-            buffer: listener.buffer(),
-            account: account::Account::open([]),
+        let infos = listeners.iter().map(|listener| {
+            let account = account::Account::open([]);
+            ListenerInfo::new(listener.name(), listener.buffer(), account)
         });
         let state = State::new(parts.registrar.bus(), infos.collect(), 1);
         let state = Arc::new(state);
@@ -469,7 +468,7 @@ impl World {
         let own = Parts {
             worker: 0,
             forwarder,
-            listeners: listeners.into(),
+            listeners: listeners.map(Some).into(),
             egress: Egress::open(BUFFER_BYTES).unwrap(),
             stop,
             linger: Duration::ZERO,
