@@ -250,6 +250,10 @@ impl Canary {
     /// Has it do otherwise, with a probe of all streams at once.
     pub fn change(&self, change: Change) {
         self.board.set_interval(Some(change.interval));
+        for stream in &change.begin {
+            // Shown before its first probe, too.
+            self.board.change(stream.number, |_| {});
+        }
         // Both fail only where the thread has ended, which was told then.
         let _ = self.changes.as_ref().map(|changes| changes.send(change));
         let _ = self.waker.wake();
