@@ -12,7 +12,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use tracing::{Level, info, warn};
 
 use crate::admin::Admin;
-use crate::bus::{self, Registrar};
+use crate::bus::{self, Registrar, Settings};
 use crate::canary::{Board, Canary, Stream};
 use crate::config::Plan;
 use crate::ledger::Totals;
@@ -77,7 +77,7 @@ impl Serve {
 /// Runs a bus till SIGTERM or SIGINT. Its plan was read from the source, and is again when a reload
 /// is asked for.
 pub(super) fn serve(
-    mut plan: Plan,
+    plan: Plan,
     source: Source,
     (requests, bell): (Arc<Requests>, Bell),
 ) -> anyhow::Result<()> {
@@ -95,19 +95,13 @@ pub(super) fn serve(
     let source_of_bytes = Box::new(|| random().unwrap_or_else(|_| std::process::abort()));
     let board = Arc::default();
     let probes = probes(&plan, &opened, &board)?;
-    let bare = plan.settings.clone();
-    if let Some((canary, streams)) = &probes {
-        let sources = streams.iter().map(Stream::source);
-        plan.settings.own_sources = sources.cloned().collect();
-        plan.settings.subscribers.push(canary.subscriber());
-    }
+    let settings = with_probes(&plan.settings, probes.as_ref());
     let workers = stops.len();
     let bus::Parts {
         directory,
         registrar,
         workers: forwarders,
-    } = bus::open(&plan.settings, workers, Duration::ZERO, source_of_bytes);
-    plan.settings = bare;
+    } = bus::open(&settings, workers, Duration::ZERO, source_of_bytes);
     let (forwarders, publishers): (Vec<_>, Vec<_>) = forwarders.into_iter().unzip();
     let infos = opened.iter_mut().map(listener_info).collect();
     let mut state = State::new(registrar.bus(), infos, workers);
@@ -134,12 +128,7 @@ pub(super) fn serve(
         .map(|address| Admin::start(address, Arc::clone(&state), Arc::clone(&requests)))
         .transpose()?;
 
-    for listener in state.listeners() {
-        info!(address = listener.name, "listening");
-    }
-    if let Some(admin) = &admin {
-        info!(address = %format_args!("http://{}", admin.address()), "admin listening");
-    }
+    say_addresses(&state, admin.as_ref());
     state.set_phase(Phase::Ready);
     let threads = loops.iter().map(EventLoop::orders);
     let threads = threads.collect::<io::Result<_>>()?;
@@ -230,6 +219,16 @@ fn probes(
     Ok(Some((canary, streams)))
 }
 
+/// These settings with a canary's part in them.
+fn with_probes(settings: &Settings, probes: Option<&(Canary, Vec<Stream>)>) -> Settings {
+    let mut settings = settings.clone();
+    if let Some((canary, streams)) = probes {
+        settings.own_sources = streams.iter().map(Stream::source).cloned().collect();
+        settings.subscribers.push(canary.subscriber());
+    }
+    settings
+}
+
 fn random() -> Result<[u8; 16], getrandom::Error> {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes)?;
@@ -254,6 +253,15 @@ fn take_share(opened: &mut [Opened], worker: usize) -> Vec<Option<Listener>> {
 fn listener_info(opened: &mut Opened) -> ListenerInfo {
     let handles = std::mem::take(&mut opened.handles);
     ListenerInfo::new(&opened.name, opened.buffer, Account::open(handles))
+}
+
+fn say_addresses(state: &State, admin: Option<&Admin>) {
+    for listener in state.listeners() {
+        info!(address = listener.name, "listening");
+    }
+    if let Some(admin) = admin {
+        info!(address = %format_args!("http://{}", admin.address()), "admin listening");
+    }
 }
 
 /// The last word: what came, what went, what was lost.
