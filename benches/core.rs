@@ -7,8 +7,11 @@
 
 mod load;
 
+use std::cell::RefCell;
+
 use divan::counter::ItemsCount;
 use divan::{Bencher, black_box};
+use hailmary::bus::limits::CACHED_TOPICS_MAX;
 use hailmary_proto::decode::Decoder;
 use load::{BATCH, Interest, Load, Shape, datagrams, many_topics};
 
@@ -58,6 +61,32 @@ fn route_of_10_000_topics(bencher: Bencher<'_, '_>, (subscribers, interest): (us
     bencher
         .counter(ItemsCount::new(events))
         .bench_local(|| black_box(load.route()));
+}
+
+/// A core that has as many topics cached as it may have, each with an event in every batch.
+fn all_topics() -> Load {
+    Load::new(Shape {
+        topics: CACHED_TOPICS_MAX,
+        events_per_datagram: CACHED_TOPICS_MAX / BATCH,
+        ..Shape::default()
+    })
+}
+
+/// What telling the topics seen costs once a second, at most.
+#[divan::bench]
+fn topics_seen_of_16_384(bencher: Bencher<'_, '_>) {
+    let load = RefCell::new(all_topics());
+    bencher
+        .with_inputs(|| load.borrow_mut().route())
+        .bench_local_values(|_| load.borrow_mut().tell_topics());
+}
+
+/// What it costs to find that none of them had an event.
+#[divan::bench]
+fn topics_seen_of_none_of_16_384(bencher: Bencher<'_, '_>) {
+    let mut load = all_topics();
+    load.tell_topics();
+    bencher.bench_local(|| load.tell_topics());
 }
 
 #[divan::bench(args = [1, 4, 16], consts = [1, 9, 100])]

@@ -10,7 +10,7 @@ use std::hint::black_box;
 
 use gungraun::{library_benchmark, library_benchmark_group, main};
 use hailmary_proto::decode::Decoder;
-use load::{Interest, Load, Shape, datagrams, many_topics};
+use load::{Feature, Interest, Load, Shape, datagrams, many_topics};
 
 fn one_datagram(events_per_datagram: usize) -> (Decoder, Vec<u8>) {
     let shape = Shape {
@@ -57,6 +57,40 @@ fn turn(mut load: Load) -> (usize, Load) {
     (black_box(load.turn()), load)
 }
 
+/// Four subscribers, and one event with a key in each datagram.
+fn feature(feature: Feature) -> Load {
+    Load::new(Shape {
+        subscribers: 4,
+        feature,
+        ..Shape::default()
+    })
+}
+
+const KEYED: Feature = Feature {
+    terms: "",
+    policy: "",
+    has_keys: true,
+    level: 0,
+};
+
+#[library_benchmark(setup = feature)]
+#[bench::plain(KEYED)]
+#[bench::a_group_by_key(Feature { terms: "group = 'g'", ..KEYED })]
+#[bench::a_group_without_keys(Feature { terms: "group = 'g'", has_keys: false, ..KEYED })]
+#[bench::all_in_a_sample(Feature { terms: "sample = 0.999999", ..KEYED })]
+#[bench::half_in_a_sample(Feature { terms: "sample = 0.5", ..KEYED })]
+#[bench::under_a_subscribers_rate(Feature { terms: "events_per_second = 1000000000", ..KEYED })]
+#[bench::over_a_subscribers_rate(Feature { terms: "events_per_second = 1", ..KEYED })]
+#[bench::under_a_topics_rate(Feature { policy: "events_per_second = 1000000000", ..KEYED })]
+#[bench::over_a_topics_rate(Feature { policy: "events_per_second = 1", ..KEYED })]
+#[bench::fresh(Feature { policy: "max_age_ms = 1000", ..KEYED })]
+#[bench::of_low_priority(Feature { policy: "priority = 'low'", ..KEYED })]
+#[bench::half_let_go(Feature { policy: "priority = 'low'", level: 5, ..KEYED })]
+#[bench::nearly_all_let_go(Feature { policy: "priority = 'low'", level: 32, ..KEYED })]
+fn features(mut load: Load) -> (usize, Load) {
+    (black_box(load.turn()), load)
+}
+
 #[library_benchmark(setup = many_topics)]
 #[bench::of_10_000_topics_to_1_subscriber(1, Interest::All)]
 #[bench::of_10_000_topics_to_1_000_subscribers(1_000, Interest::OwnTen)]
@@ -64,6 +98,6 @@ fn route(mut load: Load) -> (u64, Load) {
     (black_box(load.route()), load)
 }
 
-library_benchmark_group!(name = core, benchmarks = [decode, turn, route]);
+library_benchmark_group!(name = core, benchmarks = [decode, turn, features, route]);
 
 main!(library_benchmark_groups = core);

@@ -3,6 +3,7 @@
 //! [`Config`] is the file's shape, defaults filled in. [`Config::check`] finds everything that is
 //! impossible in it, by line, and makes [`Plan`], which the rest of the program works with.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::fs;
 use std::io;
@@ -43,6 +44,10 @@ const BUFFER_BYTES: std::ops::RangeInclusive<usize> = 4_096..=1 << 30;
 /// Bounds of the time between a canary's probes, in ms: at the shortest a hundred a second, which
 /// no bus notices, and at the longest often enough to be called watching.
 const CANARY_INTERVAL_MS: std::ops::RangeInclusive<u32> = 10..=3_600_000;
+
+/// Bounds of the members of one group. Each event with a key is offered to all of them, at about
+/// 2 ns a member.
+const GROUP_MEMBERS: std::ops::RangeInclusive<usize> = 1..=4_096;
 
 /// Bounds of the age of events, in ms: at the longest what clocks that differ are good for.
 const MAX_AGE_MS: std::ops::RangeInclusive<u64> = 1..=86_400_000;
@@ -168,6 +173,8 @@ pub struct Limits {
     pub leases_per_source: usize,
     /// Patterns of one subscriber.
     pub patterns_per_subscriber: usize,
+    /// Members of one group.
+    pub members_per_group: Spanned<usize>,
     /// Names by lease that have a series of their own in the metrics.
     pub subscriber_series: usize,
     /// The lease of a subscriber that does not say, in ms.
@@ -182,6 +189,7 @@ impl Default for Limits {
             leases: 4_096,
             leases_per_source: 1_024,
             patterns_per_subscriber: 64,
+            members_per_group: unspanned(256),
             subscriber_series: 256,
             lease_ms: unspanned(30_000),
             lease_ms_max: unspanned(LEASE_MS_MAX),
@@ -459,7 +467,7 @@ impl Checker<'_> {
             own_sources: Vec::new(),
             leases: self.lease_limits(&config.limits),
             leased_series_max: config.limits.subscriber_series,
-            subscribers: self.subscribers(&config.subscriber),
+            subscribers: self.subscribers(&config.subscriber, &config.limits),
             topic_policies: self.policies(&config.topic),
         }
     }
@@ -570,14 +578,28 @@ impl Checker<'_> {
             leases_max: limits.leases,
             leases_per_origin_max: limits.leases_per_source,
             patterns_max: limits.patterns_per_subscriber,
+            group_members_max: self.group_members(&limits.members_per_group),
             lease_ms: *limits.lease_ms.get_ref(),
             lease_ms_max: *limits.lease_ms_max.get_ref(),
         }
     }
 
-    fn subscribers(&mut self, entries: &[StaticEntry]) -> Vec<StaticSubscriber> {
+    fn group_members(&mut self, members: &Spanned<usize>) -> usize {
+        if !GROUP_MEMBERS.contains(members.get_ref()) {
+            let (least, most) = (GROUP_MEMBERS.start(), GROUP_MEMBERS.end());
+            self.refuse(
+                members,
+                &format!("members_per_group must be {least} to {most}"),
+            );
+        }
+        *members.get_ref()
+    }
+
+    fn subscribers(&mut self, entries: &[StaticEntry], limits: &Limits) -> Vec<StaticSubscriber> {
         let mut subscribers: Vec<StaticSubscriber> = Vec::new();
+        let mut names = HashSet::new();
         for entry in entries {
+            self.check_members(entry, &subscribers, *limits.members_per_group.get_ref());
             let name = entry.name.get_ref();
             if name.is_empty() || !is_legal_name(name) {
                 self.refuse(&entry.name, "a name is 1 to 64 of A-Z a-z 0-9 . _ -");
@@ -591,7 +613,7 @@ impl Checker<'_> {
                     ),
                 );
             }
-            if subscribers.iter().any(|other| other.name == *name) {
+            if !names.insert(name) {
                 self.refuse(
                     &entry.name,
                     &format!("there is a subscriber {name} already"),
@@ -629,6 +651,19 @@ impl Checker<'_> {
                 .as_ref()
                 .map_or(Sample::ALL, |sample| self.sample(sample)),
             events_per_second: self.rate(entry.events_per_second.as_ref()),
+        }
+    }
+
+    /// Refuses whoever would be one member too many beside those before it.
+    fn check_members(&mut self, entry: &StaticEntry, before: &[StaticSubscriber], most: usize) {
+        let Some(group) = &entry.group else {
+            return;
+        };
+        let is_member =
+            |other: &&StaticSubscriber| other.terms.group.as_deref() == Some(group.get_ref());
+        if before.iter().filter(is_member).count() >= most {
+            let message = format!("a group has at most {most} members (members_per_group)");
+            self.refuse(group, &message);
         }
     }
 
@@ -811,6 +846,27 @@ mod tests {
             "bus.toml:2: \"10/8\": a source is",
         ),
         (
+            "[access]\npublish = []\nsubscribe = [\n{ from = [\n\"::1\",\n\"unix\"], topics = [\">\"] }]\n",
+            "bus.toml:6: \"unix\": a source is an address or a network, such as \"::1\" or \"10.0.0.0/8\", \
+             or for Unix sockets \"uid:1000\" or \"gid:1000\"",
+        ),
+        (
+            "[access]\npublish = [{ from = [\"10.0.0.0/33\"], topics = [\">\"] }]\n",
+            "bus.toml:2: \"10.0.0.0/33\": a source is",
+        ),
+        (
+            "[access]\npublish = [{ from = [\"uid:4294967296\"], topics = [\">\"] }]\n",
+            "bus.toml:2: \"uid:4294967296\": behind uid: or gid: stands a number of 0 to 4294967295",
+        ),
+        (
+            "[access]\npublish = [{ from = [\"uid:-1\"], topics = [\">\"], deny = true }]\n",
+            "bus.toml:2: \"uid:-1\": behind",
+        ),
+        (
+            "[access]\npublish = [{ from = [\"gid:\"], topics = [\">\"] }]\n",
+            "bus.toml:2: \"gid:\": behind",
+        ),
+        (
             "[access]\npublish = [{ from = [], topics = [\"a.>.b\"] }]\n",
             "bus.toml:2: \"a.>.b\": ",
         ),
@@ -879,6 +935,16 @@ mod tests {
             "bus.toml:5: ",
         ),
         (
+            "[limits]\nmembers_per_group = 1\n\
+             [[subscriber]]\nname = \"a\"\naddress = \"1.2.3.4:5\"\ntopics = [\"a\"]\ngroup = \"g\"\n\
+             [[subscriber]]\nname = \"b\"\naddress = \"1.2.3.4:6\"\ntopics = [\"a\"]\ngroup = \"g\"\n",
+            "bus.toml:12: \"g\": a group has at most 1 members",
+        ),
+        (
+            "[limits]\nmembers_per_group = 5000\n",
+            "bus.toml:2: 5000: members_per_group must be 1 to 4096",
+        ),
+        (
             "[canary]\ninterval_ms = 9\n",
             "bus.toml:2: 9: interval_ms must be 0, for no canary, or 10 to 3600000",
         ),
@@ -924,6 +990,26 @@ mod tests {
         let (_, defaults) =
             Config::parse("x", &toml::to_string(&Config::default()).unwrap()).unwrap();
         assert_eq!(defaults.admin, Some("127.0.0.1:7278".parse().unwrap()));
+    }
+
+    #[test]
+    fn users_and_groups_are_for_systems_that_tell_of_them() {
+        let text = "[access]\npublish = [{ from = [\"::1\", \"uid:0\", \"gid:7\"], topics = [\">\"] }]\n\
+                    subscribe = [{ from = [\"uid:7\"], topics = [\"a\"], deny = true }]\n";
+        if !TELLS_CREDENTIALS {
+            let told = problems(text);
+            assert_eq!(told.lines().count(), 3, "{told}");
+            assert!(told.contains("bus.toml:2: \"uid:0\": uid: and gid: are not for this system"));
+            return;
+        }
+        let (config, plan) = Config::parse("x", text).unwrap();
+        let publish = &plan.settings.access.publish.0[0];
+        let this_host = "::1/128".parse().unwrap();
+        let expected = [Whom::Network(this_host), Whom::User(0), Whom::Group(7)];
+        assert_eq!(publish.from, expected);
+        let printed = toml::to_string(&config).unwrap();
+        let (again, _) = Config::parse("x", &printed).unwrap();
+        assert_eq!(toml::to_string(&again).unwrap(), printed);
     }
 
     #[test]

@@ -11,6 +11,7 @@
 //! - [`net`]: the event loop around it, sockets, and all system calls that need `unsafe`.
 //! - [`canary`]: the probes that the bus sends itself, on a thread of its own.
 //! - [`ledger`]: what was counted, and how the data threads hand it over.
+//! - [`topics_seen`]: the topics of the events, handed over likewise.
 //! - [`state`]: what else the data threads show of themselves.
 //! - [`admin`]: the HTTP listener, on a thread of its own: metrics, health, API, page.
 //! - [`config`]: the configuration file and what is made of it.
@@ -28,3 +29,4 @@ pub mod logging;
 pub mod net;
 pub mod reload;
 pub mod state;
+pub mod topics_seen;

@@ -5,17 +5,19 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use crate::bus::address::Address;
-use crate::bus::subscribers::SubscriberId;
+use crate::bus::overload::Level;
+use crate::bus::subscribers::{SubscriberId, Terms};
 use crate::canary::Board;
 use crate::ledger::Mailbox;
 use crate::net::account::{Account, Reading};
 use crate::net::listener::Buffer;
 use crate::reload::Reloads;
+use crate::topics_seen;
 
 /// What the bus is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +52,8 @@ pub struct SubscriberInfo {
     pub kind: Kind,
     /// Its datagrams' size, in bytes.
     pub frame_bytes: u32,
+    /// Which of its topics' events it gets.
+    pub terms: Terms,
 }
 
 /// A listener as shown to people. Its place and counts stay when it closes, and are its own again
@@ -108,6 +112,8 @@ pub struct State {
     pub started: Instant,
     /// What it has counted.
     pub mailbox: Arc<Mailbox>,
+    /// The topics that it has seen.
+    pub topics_seen: topics_seen::Mailbox,
     /// What the canary shows.
     pub canary: Arc<Board>,
     /// What became of reloads.
@@ -119,6 +125,8 @@ pub struct State {
     /// For each data thread, when the turn began that is under way, in ms since `started`, plus
     /// 1; 0 while it sleeps.
     turning_since_ms: Vec<AtomicU64>,
+    /// How much each data thread lets go: see [`Level::get`].
+    overload: Vec<AtomicU32>,
     changes: Mutex<Changes>,
     /// Readers' own: no data thread takes this lock.
     shown: Mutex<Shown>,
@@ -166,11 +174,13 @@ impl State {
             bus,
             started: Instant::now(),
             mailbox: Mailbox::new(listeners.len()),
+            topics_seen: topics_seen::Mailbox::default(),
             canary: Arc::default(),
             reloads: Reloads::default(),
             listeners: RwLock::new(listeners.into_iter().map(Arc::new).collect()),
             phase: AtomicU8::new(Phase::Starting as u8),
             turning_since_ms: (0..workers).map(|_| AtomicU64::new(0)).collect(),
+            overload: (0..workers).map(|_| AtomicU32::new(0)).collect(),
             changes: Mutex::default(),
             shown: Mutex::default(),
         }
@@ -218,6 +228,21 @@ impl State {
             let elapsed = self.started.elapsed();
             elapsed.saturating_sub(Duration::from_millis(since - 1))
         })
+    }
+
+    /// A data thread lets so much go from now on.
+    pub fn set_overload(&self, worker: usize, level: Level) {
+        if let Some(overload) = self.overload.get(worker) {
+            overload.store(level.get(), Ordering::Relaxed);
+        }
+    }
+
+    /// How much the data thread lets go that lets most go.
+    #[must_use]
+    pub fn overload(&self) -> Level {
+        let levels = self.overload.iter();
+        let levels = levels.map(|level| level.load(Ordering::Relaxed));
+        Level::new(levels.max().unwrap_or(0))
     }
 
     /// The kernel's account of each listener, where the system keeps one.
@@ -345,6 +370,7 @@ mod tests {
             topics: Vec::new(),
             kind: Kind::Lease,
             frame_bytes: 508,
+            terms: Terms::default(),
         }
     }
 

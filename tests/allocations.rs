@@ -17,6 +17,7 @@ use hailmary::ledger::{Ledger, Mailbox, Totals};
 use hailmary::net::egress::Egress;
 use hailmary::net::listener::{ListenAddress, Listener};
 use hailmary::net::sys::{Ask, RECEIVE_BATCH_MAX, ReceiveRing};
+use hailmary::topics_seen;
 use load::{BATCH, Interest, Load, Shape, datagrams, many_topics};
 
 /// Turns that are counted.
@@ -88,6 +89,8 @@ fn turns_with_sockets(shape: Shape) {
     let mut egress = Egress::open(1 << 20).unwrap();
     let (mailbox, mut ledger) = (Mailbox::new(1), Ledger::new(1));
     let mut totals = Totals::new(1);
+    let seen_mailbox = topics_seen::Mailbox::default();
+    let mut topics_seen = topics_seen::Totals::default();
     let batch = datagrams(BATCH / 2, shape);
     let publisher = UdpSocket::bind("127.0.0.1:0").unwrap();
     let mut frames = 0;
@@ -122,6 +125,8 @@ fn turns_with_sockets(shape: Shape) {
         egress.flush(&mut forwarder, &core.directory, &mut ledger);
         ledger.hand_over(&mailbox);
         mailbox.take_into(&mut totals);
+        seen_mailbox.hand_over(forwarder.topics_seen(Duration::ZERO));
+        seen_mailbox.take_into(&mut topics_seen);
     });
     assert!(frames >= TURNS, "datagrams came");
     assert!(totals.counts.events.copies > 0);

@@ -4,10 +4,12 @@
 use std::time::Duration;
 
 use hailmary::bus::address::Source;
+use hailmary::bus::overload::Level;
 use hailmary::bus::publishers::Publishers;
 use hailmary::bus::tally::EventTally;
 use hailmary::bus::{self, Arrival, Directory, Forwarder, FrameCopy};
 use hailmary::config::Config;
+use hailmary::topics_seen::Mailbox;
 use hailmary_proto::write::{EventParts, write_event};
 
 /// Datagrams of a turn.
@@ -36,6 +38,21 @@ pub struct Shape {
     pub topics: usize,
     /// Events in each datagram of the batch.
     pub events_per_datagram: usize,
+    /// What is asked for besides.
+    pub feature: Feature,
+}
+
+/// What costs more than the plain case, and how much of it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Feature {
+    /// Lines of the configuration for each subscriber.
+    pub terms: &'static str,
+    /// Lines of the configuration for the topic.
+    pub policy: &'static str,
+    /// Whether each event has a key of its own.
+    pub has_keys: bool,
+    /// How much is let go, as if the bus could not keep up: see `Level`.
+    pub level: u32,
 }
 
 /// The least: one event of one topic a datagram, and nobody who wants it.
@@ -46,6 +63,7 @@ impl Default for Shape {
             interest: Interest::All,
             topics: 1,
             events_per_datagram: 1,
+            feature: Feature::default(),
         }
     }
 }
@@ -58,13 +76,15 @@ pub struct Load {
     batch: Vec<Vec<u8>>,
     tally: EventTally,
     copies: Vec<FrameCopy>,
+    mailbox: Mailbox,
 }
 
 impl Load {
     /// A core that has had one such turn already, so that it knows the topics and has its memory.
     pub fn new(shape: Shape) -> Self {
         let mut core = core(shape);
-        let (forwarder, publishers) = core.workers.remove(0);
+        let (mut forwarder, publishers) = core.workers.remove(0);
+        forwarder.set_level(Level::new(shape.feature.level));
         let mut load = Self {
             directory: core.directory,
             forwarder,
@@ -72,6 +92,7 @@ impl Load {
             batch: datagrams(BATCH, shape),
             tally: EventTally::default(),
             copies: Vec::with_capacity(BATCH),
+            mailbox: Mailbox::default(),
         };
         load.turn();
         load
@@ -90,6 +111,13 @@ impl Load {
             0
         });
         self.tally.copies
+    }
+
+    /// Tells the topics of what was taken in since they were told last, and lets them go.
+    #[allow(dead_code, reason = "not every user of this load asks")]
+    pub fn tell_topics(&mut self) {
+        let seen = self.forwarder.topics_seen(Duration::ZERO);
+        self.mailbox.hand_over(seen);
     }
 
     /// Takes the batch in; `empty` is called where the core is full, and at the end.
@@ -153,6 +181,7 @@ pub fn many_topics(subscribers: usize, interest: Interest) -> Load {
         interest,
         topics: 10_000,
         events_per_datagram,
+        feature: Feature::default(),
     });
     assert_eq!(load.route(), (BATCH * events_per_datagram) as u64);
     load
@@ -164,11 +193,16 @@ fn core(shape: Shape) -> bus::Parts {
             let port = 10_000 + number;
             let topics = wanted(shape.interest, number);
             format!(
-                "[[subscriber]]\nname = \"s{number}\"\naddress = \"127.0.0.1:{port}\"\ntopics = {topics:?}\n"
+                "[[subscriber]]\nname = \"s{number}\"\naddress = \"127.0.0.1:{port}\"\ntopics = {topics:?}\n{}\n",
+                shape.feature.terms
             )
         })
         .collect();
-    let text = format!("[listen]\nadmin = \"off\"\n{subscribers}");
+    let policy = match shape.feature.policy {
+        "" => String::new(),
+        policy => format!("[[topic]]\nmatch = \"search.>\"\n{policy}\n"),
+    };
+    let text = format!("[listen]\nadmin = \"off\"\n{subscribers}{policy}");
     let (_, plan) = Config::parse("bench", &text).expect("a legal configuration");
     let random = Box::new(|| [7; 16]);
     bus::open(&plan.settings, 1, Duration::ZERO, random)
@@ -192,12 +226,18 @@ fn topic(number: usize) -> String {
 /// So many datagrams.
 pub fn datagrams(count: usize, shape: Shape) -> Vec<Vec<u8>> {
     let mut topics = (0..shape.topics).cycle().map(topic);
+    let mut keys = 0_u64..;
     let datagram = |_| {
         let mut frame = Vec::new();
         for topic in topics.by_ref().take(shape.events_per_datagram) {
+            let key = keys.next().unwrap_or_default().to_le_bytes();
             let parts = EventParts {
                 topic: &topic,
                 payload: &[7; PAYLOAD_BYTES],
+                key: match shape.feature.has_keys {
+                    true => &key,
+                    false => &[],
+                },
                 ..EventParts::default()
             };
             write_event(&mut frame, &parts);

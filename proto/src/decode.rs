@@ -421,6 +421,21 @@ impl<'a> EventRun<'a> {
         first.map_or(&[], |first| first.topic.of(self.datagram))
     }
 
+    /// The first one.
+    #[must_use]
+    #[inline]
+    pub fn first(&self) -> Option<EventView<'a>> {
+        let first = self.events.first();
+        first.map(|spans| EventView::new(self.datagram, spans))
+    }
+
+    /// Each of them as a run of its own.
+    pub fn singles(&self) -> impl Iterator<Item = EventRun<'a>> {
+        let datagram = self.datagram;
+        let events = self.events.chunks(1);
+        events.map(move |events| EventRun { datagram, events })
+    }
+
     /// Their bytes: copied into another frame, they are the same events there.
     #[must_use]
     #[inline]

@@ -6,6 +6,8 @@ use axum::Json;
 use axum::extract::State as Shared;
 use serde_json::{Value, json};
 
+use crate::bus::overload::Thinning;
+use crate::bus::policies::Priority;
 use crate::canary::Board;
 use crate::ledger::Counts;
 use crate::reload::Reload;
@@ -29,6 +31,7 @@ pub(super) async fn status(Shared(desk): Shared<Arc<Desk>>) -> Json<Value> {
         "uptime_seconds": desk.state.started.elapsed().as_secs_f64(),
         "listeners": listeners(&desk.state),
         "subscribers": desk.state.subscribers().len(),
+        "overload": overload(&desk.state),
         "canary": canary(&desk.state.canary),
         "reload": desk.state.reloads.last().map(reload),
         "totals": totals(&desk.totals().counts, kernel_drops),
@@ -51,6 +54,19 @@ fn listeners(state: &State) -> Vec<Value> {
     };
     let all = state.listeners();
     all.iter().filter_map(|info| listener(info)).collect()
+}
+
+fn overload(state: &State) -> Value {
+    let level = state.overload();
+    let kept = |priority| Thinning::at(level).of(priority).sample.share();
+    json!({
+        "level": level.get(),
+        "kept": {
+            "low": kept(Priority::Low),
+            "normal": kept(Priority::Normal),
+            "high": kept(Priority::High),
+        },
+    })
 }
 
 fn canary(board: &Board) -> Option<Value> {
@@ -78,7 +94,7 @@ fn totals(counts: &Counts, kernel_drops: u64) -> Value {
         "frames": counts.listeners.iter().map(|listener| listener.frames).sum::<u64>(),
         "dropped_frames": counts.dropped_frames.iter().sum::<u64>() + kernel_drops,
         "events": events.events,
-        "dropped_events": events.bad_topic + events.not_allowed,
+        "dropped_events": events.dropped(),
         "lost_before_the_bus": events.lost,
         "unmatched": events.unmatched,
         "matched": events.matched,
@@ -98,6 +114,9 @@ pub(super) async fn subscribers(Shared(desk): Shared<Arc<Desk>>) -> Json<Value> 
             "address": info.address.to_string(),
             "topics": info.topics,
             "frame_bytes": info.frame_bytes,
+            "group": info.terms.group.as_deref(),
+            "sample": info.terms.sample.share(),
+            "events_per_second": info.terms.events_per_second,
         })
     };
     Json(subscribers.iter().map(subscriber).collect())

@@ -33,6 +33,12 @@ pub(super) fn render(counts: &Counts, state: &State) -> String {
         "From the time that an event tells of itself to its routing.",
         &counts.events.age,
     );
+    page.gauges(
+        "overload",
+        "How much is let go because the bus cannot keep up: 0 is nothing, up to 32 events of topics \
+         with low priority, up to 64 of those with normal priority, too.",
+        [([("", ""); 0], state.overload().get())],
+    );
     canary(&mut page, state);
     page.counters(
         "reloads_total",
@@ -134,6 +140,8 @@ fn events(page: &mut Page, counts: &Counts, state: &State) {
         [
             ("bad_topic", events.bad_topic),
             ("not_allowed", events.not_allowed),
+            ("rate_limit", events.rate_limit),
+            ("stale", events.stale),
         ]
         .map(|(reason, n)| ([("reason", reason)], n)),
     );

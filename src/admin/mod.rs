@@ -8,6 +8,7 @@
 mod api;
 mod metrics;
 mod reload;
+mod topics;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -34,6 +35,7 @@ use crate::ledger::Totals;
 use crate::net::sys;
 use crate::reload::Requests;
 use crate::state::{Phase, State};
+use crate::topics_seen;
 
 /// Connections at once: a few scrapers and people. Further ones are closed at once.
 const CONNECTIONS_MAX: usize = 64;
@@ -133,6 +135,8 @@ struct Desk {
     reloads: Arc<Requests>,
     /// Everything counted since the start.
     totals: Mutex<Totals>,
+    /// The topics of all events since the start.
+    topics_seen: Mutex<topics_seen::Totals>,
 }
 
 impl Desk {
@@ -140,6 +144,7 @@ impl Desk {
         let totals = Totals::new(state.listeners().len());
         Self {
             totals: Mutex::new(totals),
+            topics_seen: Mutex::default(),
             state,
             reloads,
         }
@@ -149,6 +154,14 @@ impl Desk {
     fn totals(&self) -> MutexGuard<'_, Totals> {
         let mut totals = self.totals.lock().unwrap_or_else(PoisonError::into_inner);
         self.state.mailbox.take_into(&mut totals);
+        totals
+    }
+
+    /// The topics seen until now.
+    fn topics_seen(&self) -> MutexGuard<'_, topics_seen::Totals> {
+        let totals = self.topics_seen.lock();
+        let mut totals = totals.unwrap_or_else(PoisonError::into_inner);
+        self.state.topics_seen.take_into(&mut totals);
         totals
     }
 }
@@ -162,6 +175,7 @@ fn router(desk: Arc<Desk>) -> Router {
         .route("/-/reload", post(reload::reload))
         .route("/api/v1/status", get(api::status))
         .route("/api/v1/subscribers", get(api::subscribers))
+        .route("/api/v1/topics", get(topics::topics))
         .with_state(desk)
 }
 

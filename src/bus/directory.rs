@@ -8,11 +8,15 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::access::Access;
-use super::address::{Address, Source};
+use super::address::{Address, Peer, Source};
+use super::groups::{Groups, Seed};
 use super::patterns::{LookUp, Patterns};
 use super::policies::Policies;
 use super::series::{Series, SeriesId};
-use super::subscribers::{Flow, FrameBytes, Subscriber, SubscriberId, Subscribers, Tenure};
+use super::subscribers::{
+    Flow, FrameBytes, Standing, Subscriber, SubscriberId, Subscribers, Tenure, Terms, Wanted,
+    bucket,
+};
 use super::{Settings, StaticSubscriber};
 
 /// What became of the static subscribers when the directory was configured anew.
@@ -34,6 +38,7 @@ pub struct Directory {
     subscribers: Subscribers,
     patterns: Patterns,
     policies: Policies,
+    groups: Groups,
     series: Series,
     generation: u64,
 }
@@ -52,6 +57,7 @@ impl Directory {
             subscribers: Subscribers::default(),
             patterns: Patterns::new(seed),
             policies: Policies::new(&settings.topic_policies),
+            groups: Groups::default(),
             series: Series::new(names, settings.leased_series_max),
             generation: 1,
         };
@@ -67,7 +73,7 @@ impl Directory {
         let wanted = &settings.subscribers;
         self.access = settings.access.clone();
         self.own_sources.clone_from(&settings.own_sources);
-        self.policies.reconfigure(&settings.topic_policies);
+        self.policies.replace(&settings.topic_policies);
         let names = wanted.iter().map(|subscriber| subscriber.name.as_str());
         self.series.reconfigure(names, settings.leased_series_max);
         // Also where no subscriber changes: rights and policies are remembered by it, too.
@@ -82,7 +88,7 @@ impl Directory {
         };
         for subscriber in wanted {
             match kept.get(subscriber.name.as_str()) {
-                Some(id) if self.change_static(*id, subscriber) => changes.changed.push(*id),
+                Some(id) if self.change(*id, &wanted_by(subscriber)) => changes.changed.push(*id),
                 Some(_) => {}
                 None => changes.added.push(self.insert_static(subscriber)),
             }
@@ -110,34 +116,33 @@ impl Directory {
         (kept, removed)
     }
 
-    /// Gives a static subscriber what it wants now, and says whether that is something else.
-    fn change_static(&mut self, id: SubscriberId, wanted: &StaticSubscriber) -> bool {
-        let topics = patterns(wanted);
-        let size = FrameBytes::choose(wanted.frame_bytes_max, &wanted.address);
-        let is_other =
-            |subscriber: &Subscriber| subscriber.topics != topics || subscriber.frame_bytes != size;
-        let is_changed = self.subscribers.get(id).is_some_and(is_other);
-        if is_changed {
-            self.change(id, topics, size);
-        }
-        is_changed
-    }
-
     fn insert_static(&mut self, subscriber: &StaticSubscriber) -> SubscriberId {
+        let Wanted {
+            name,
+            topics,
+            frame_bytes,
+            terms,
+        } = wanted_by(subscriber);
         let subscriber = Subscriber {
-            name: subscriber.name.as_str().into(),
-            series: self.series.assign(&subscriber.name),
-            frame_bytes: FrameBytes::choose(subscriber.frame_bytes_max, &subscriber.address),
+            series: self.series.assign(&name),
             address: subscriber.address.clone(),
-            topics: patterns(subscriber),
+            name,
+            topics,
+            frame_bytes,
+            terms,
             tenure: Tenure::Static,
             flow: Flow::default(),
+            standing: Standing::default(),
         };
         self.insert(subscriber)
     }
 
     /// Adds a subscriber and says where.
-    pub(super) fn insert(&mut self, subscriber: Subscriber) -> SubscriberId {
+    pub(super) fn insert(&mut self, mut subscriber: Subscriber) -> SubscriberId {
+        subscriber.standing = Standing {
+            seed: self.join(&subscriber.terms, &subscriber.name, &subscriber.address),
+            bucket: bucket(&subscriber.terms),
+        };
         let topics = subscriber.topics.clone();
         let id = self.subscribers.insert(subscriber);
         self.insert_patterns(&topics, id);
@@ -148,18 +153,66 @@ impl Directory {
     pub(super) fn remove(&mut self, id: SubscriberId) -> Option<Subscriber> {
         let subscriber = self.subscribers.remove(id)?;
         self.remove_patterns(&subscriber.topics, id);
+        self.leave(&subscriber.terms, &subscriber.standing);
         Some(subscriber)
     }
 
-    /// Gives a subscriber other patterns, and datagrams of another size.
-    pub(super) fn change(&mut self, id: SubscriberId, topics: Vec<Box<str>>, size: FrameBytes) {
+    /// Gives a subscriber other patterns and terms, another name, and datagrams of another size,
+    /// and says whether anything of it is new.
+    pub(super) fn change(&mut self, id: SubscriberId, wanted: &Wanted) -> bool {
+        let series = self.series.assign(&wanted.name);
         let Some(subscriber) = self.subscribers.get_mut(id) else {
-            return;
+            return false;
         };
-        let before = std::mem::replace(&mut subscriber.topics, topics.clone());
-        subscriber.frame_bytes = size;
-        self.remove_patterns(&before, id);
-        self.insert_patterns(&topics, id);
+        if wanted.is_what(subscriber) {
+            return false;
+        }
+        let address = subscriber.address.clone();
+        let is_renamed = subscriber.name != wanted.name;
+        let topics = std::mem::replace(&mut subscriber.topics, wanted.topics.clone());
+        let terms = std::mem::replace(&mut subscriber.terms, wanted.terms.clone());
+        let mut standing = std::mem::take(&mut subscriber.standing);
+        subscriber.name = Arc::clone(&wanted.name);
+        subscriber.series = series;
+        subscriber.frame_bytes = wanted.frame_bytes;
+        if is_renamed || terms.group != wanted.terms.group {
+            self.leave(&terms, &standing);
+            standing.seed = self.join(&wanted.terms, &wanted.name, &address);
+        }
+        if terms.events_per_second != wanted.terms.events_per_second {
+            standing.bucket = bucket(&wanted.terms);
+        }
+        if let Some(subscriber) = self.subscribers.get_mut(id) {
+            subscriber.standing = standing;
+        }
+        self.remove_patterns(&topics, id);
+        self.insert_patterns(&wanted.topics, id);
+        true
+    }
+
+    /// Notes who holds a lease now, and says whether it was another before.
+    pub(super) fn hold(&mut self, id: SubscriberId, peer: Peer) -> bool {
+        let subscriber = self.subscribers.get_mut(id);
+        let is_another = subscriber.is_some_and(|subscriber| subscriber.hold(peer));
+        self.generation += u64::from(is_another);
+        is_another
+    }
+
+    fn join(&mut self, terms: &Terms, name: &str, address: &Address) -> Option<Seed> {
+        let group = terms.group.as_ref()?;
+        Some(self.groups.join(group, name, address))
+    }
+
+    fn leave(&mut self, terms: &Terms, standing: &Standing) {
+        if let (Some(group), Some(seed)) = (&terms.group, standing.seed) {
+            self.groups.leave(group, seed);
+        }
+    }
+
+    /// How many members a group has.
+    #[must_use]
+    pub fn members(&self, group: &str) -> usize {
+        self.groups.members(group)
     }
 
     /// Changes what is nobody's but the subscriber's own, such as its lease.
@@ -206,6 +259,13 @@ impl Directory {
         &self.policies
     }
 
+    /// Puts other rules in force.
+    #[cfg(test)]
+    pub(super) fn set_access(&mut self, access: Access) {
+        self.access = access;
+        self.generation += 1;
+    }
+
     /// Whether this is the bus itself: the only one that publishes reserved topics.
     #[must_use]
     pub fn is_own(&self, source: Source<'_>) -> bool {
@@ -241,7 +301,12 @@ impl Directory {
     }
 }
 
-fn patterns(subscriber: &StaticSubscriber) -> Vec<Box<str>> {
+fn wanted_by(subscriber: &StaticSubscriber) -> Wanted {
     let topics = subscriber.topics.iter();
-    topics.map(|topic| topic.as_str().into()).collect()
+    Wanted {
+        name: subscriber.name.as_str().into(),
+        topics: topics.map(|topic| topic.as_str().into()).collect(),
+        frame_bytes: FrameBytes::choose(subscriber.frame_bytes_max, &subscriber.address),
+        terms: subscriber.terms.clone(),
+    }
 }

@@ -6,20 +6,35 @@
 
 use hailmary_proto::decode::EventRun;
 
+use super::CopyDrop;
 use super::limits::RETAINED_BYTES_MAX;
 use super::routes::{Destination, SetId};
+use super::sample::Weight;
 
 /// Events for one subscriber set that travel together.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct SetFrame {
     set: Option<SetId>,
     body: Vec<u8>,
     events: u32,
     /// The most buses that any of its events had passed.
     hops: u32,
+    /// How many events each of its own stands for.
+    weight: Weight,
+    /// Why its events are not sent, where they are not: then it has none of their bytes.
+    dropped: Option<CopyDrop>,
 }
 
 impl SetFrame {
+    const EMPTY: SetFrame = SetFrame {
+        set: None,
+        body: Vec::new(),
+        events: 0,
+        hops: 0,
+        weight: Weight::ONE,
+        dropped: None,
+    };
+
     /// Whose frame it is.
     #[must_use]
     pub fn set(&self) -> Option<SetId> {
@@ -44,6 +59,18 @@ impl SetFrame {
         self.hops
     }
 
+    /// How many events each of its own stands for.
+    #[must_use]
+    pub fn weight(&self) -> Weight {
+        self.weight
+    }
+
+    /// Why its events are not sent, where they are not.
+    #[must_use]
+    pub fn dropped(&self) -> Option<CopyDrop> {
+        self.dropped
+    }
+
     #[inline]
     fn append(&mut self, bytes: &[u8], events: usize, hops: u32) {
         self.body.extend_from_slice(bytes);
@@ -53,38 +80,60 @@ impl SetFrame {
     }
 }
 
+/// What goes into the stamps of an event's copies.
+#[derive(Clone, Copy, Debug)]
+pub struct Passage {
+    /// Buses that it will have passed.
+    pub hops: u32,
+    /// How many events it stands for.
+    pub weight: Weight,
+}
+
+/// Where a set's events go in this turn, as indices of frames.
+#[derive(Clone, Copy, Debug, Default)]
+struct Open {
+    frame: Option<u32>,
+    /// By [`CopyDrop`], where it is decided before anything is sent.
+    dropped: [Option<u32>; CopyDrop::DECIDED],
+}
+
 /// The frames of one turn.
 #[derive(Debug, Default)]
 pub struct Fanout {
     /// The first `used` are this turn's, in the order they were begun; the others are spare.
     frames: Vec<SetFrame>,
     used: usize,
-    /// The frame that a set's events go into, by [`SetId::index`].
-    open: Vec<Option<u32>>,
+    /// By [`SetId::index`].
+    open: Vec<Open>,
     bytes: usize,
 }
 
 impl Fanout {
-    /// Copies a run for one set, which will have passed so many buses. A set's events stay in
-    /// order.
+    /// Copies a run for one set. A set's events stay in order.
     #[inline(always)]
-    pub fn push(&mut self, to: Destination, run: EventRun<'_>, hops: u32) {
+    pub fn push(&mut self, to: Destination, run: EventRun<'_>, passage: Passage) {
         let bytes = run.bytes();
         self.bytes += bytes.len();
         match self.open_frame(to.id) {
-            Some(frame) if frame.body.len() + bytes.len() <= to.body_bytes_max => {
-                frame.append(bytes, run.len(), hops);
+            Some(frame)
+                if frame.body.len() + bytes.len() <= to.body_bytes_max
+                    && frame.weight == passage.weight =>
+            {
+                frame.append(bytes, run.len(), passage.hops);
             }
-            _ => self.push_parts(to, run, hops),
+            _ => self.push_parts(to, run, passage),
         }
     }
 
     /// Copies a run into as many frames as it takes. An event that fits into none has one alone.
     #[cold]
-    fn push_parts(&mut self, to: Destination, run: EventRun<'_>, hops: u32) {
+    fn push_parts(&mut self, to: Destination, run: EventRun<'_>, passage: Passage) {
+        let Passage { hops, weight } = passage;
         let body_max = to.body_bytes_max;
         let mut rest = run;
-        if let Some(frame) = self.open_frame(to.id) {
+        if let Some(frame) = self.open_frame(to.id)
+            && frame.weight == weight
+        {
             let (first, others) = run.split_at_bytes(body_max.saturating_sub(frame.body.len()));
             frame.append(first.bytes(), first.len(), hops);
             rest = others;
@@ -95,27 +144,52 @@ impl Fanout {
                 true => rest.split_at(1),
                 false => (fitting, others),
             };
-            self.begin(to.id).append(part.bytes(), part.len(), hops);
+            let index = u32::try_from(self.used).ok();
+            self.open(to.id).frame = index;
+            let frame = self.begin(to.id);
+            frame.weight = weight;
+            frame.append(part.bytes(), part.len(), hops);
             rest = others;
+        }
+    }
+
+    /// Notes that an event is not sent to a set, by a decision of the bus.
+    pub fn push_dropped(&mut self, set: SetId, reason: CopyDrop) {
+        let next = u32::try_from(self.used).ok();
+        let Some(open) = self.open(set).dropped.get_mut(reason as usize) else {
+            return;
+        };
+        let index = match *open {
+            Some(index) => index as usize,
+            None => {
+                *open = next;
+                self.begin(set).dropped = Some(reason);
+                self.used - 1
+            }
+        };
+        if let Some(frame) = self.frames.get_mut(index) {
+            frame.events += 1;
         }
     }
 
     #[inline]
     fn open_frame(&mut self, set: SetId) -> Option<&mut SetFrame> {
-        let index = self.open.get(set.index()).copied().flatten()?;
+        let index = self.open.get(set.index())?.frame?;
         self.frames.get_mut(index as usize)
+    }
+
+    fn open(&mut self, set: SetId) -> &mut Open {
+        if self.open.len() <= set.index() {
+            self.open.resize(set.index() + 1, Open::default());
+        }
+        #[expect(clippy::indexing_slicing, reason = "made above where there was none")]
+        &mut self.open[set.index()]
     }
 
     /// Begins another frame for a set.
     fn begin(&mut self, set: SetId) -> &mut SetFrame {
         if self.used == self.frames.len() {
-            self.frames.push(SetFrame::default());
-        }
-        if self.open.len() <= set.index() {
-            self.open.resize(set.index() + 1, None);
-        }
-        if let Some(open) = self.open.get_mut(set.index()) {
-            *open = u32::try_from(self.used).ok();
+            self.frames.push(SetFrame::EMPTY);
         }
         self.used += 1;
         #[expect(clippy::indexing_slicing, reason = "made above where there was none")]
@@ -142,11 +216,13 @@ impl Fanout {
         let mut retained = 0;
         for frame in self.frames.iter_mut().take(self.used) {
             if let Some(open) = frame.set.and_then(|set| self.open.get_mut(set.index())) {
-                *open = None;
+                *open = Open::default();
             }
             frame.body.clear();
-            frame.events = 0;
-            frame.hops = 0;
+            *frame = SetFrame {
+                body: std::mem::take(&mut frame.body),
+                ..SetFrame::EMPTY
+            };
         }
         if self.bytes > 0 {
             self.frames.retain(|frame| {

@@ -3,6 +3,8 @@
 //! Each data thread has a forwarder of its own. It reads the directory and changes nothing in it
 //! but the subscribers' flows, on which all of them count.
 
+use std::time::Duration;
+
 use hailmary_proto::decode::Decoder;
 use hailmary_proto::v1::Stamp;
 use hailmary_proto::v1::frame::Control;
@@ -11,14 +13,18 @@ use hailmary_proto::write::{StampBytes, leading_sender};
 use super::access::Rights;
 use super::address::{Address, Peer, Source};
 use super::directory::Directory;
-use super::fanout::Fanout;
+use super::fanout::{Fanout, Passage};
+use super::groups::Dealer;
 use super::intake::Intake;
+use super::overload::{Level, Thinning};
 use super::publishers::Publishers;
 use super::routes::Routes;
+use super::sample::Weight;
+use super::seen::TopicsSeen;
 use super::series::SeriesId;
 use super::subscribers::SubscriberId;
 use super::tally::EventTally;
-use super::{Arrival, FrameDrop, limits};
+use super::{Arrival, CopyDrop, FrameDrop, limits};
 
 /// One frame for one subscriber.
 #[derive(Debug)]
@@ -29,8 +35,8 @@ pub struct FrameCopy {
     pub series: SeriesId,
     /// How many events it has.
     pub events: u32,
-    /// Whether it is within the subscriber's largest datagram. If not it is dropped.
-    pub is_sendable: bool,
+    /// Why it is not to be sent, where it is not.
+    pub dropped: Option<CopyDrop>,
     stamp: StampBytes,
     frame: usize,
 }
@@ -85,7 +91,10 @@ pub struct Forwarder {
     generation: u64,
     decoder: Decoder,
     routes: Routes,
+    seen: TopicsSeen,
     fanout: Fanout,
+    thinning: Thinning,
+    dealer: Dealer,
     cursor: CopyCursor,
     controls: Vec<ControlMessage>,
 }
@@ -100,7 +109,10 @@ impl Forwarder {
             generation: 0,
             decoder: Decoder::new(),
             routes: Routes::new(seed),
+            seen: TopicsSeen::new(seed),
             fanout: Fanout::default(),
+            thinning: Thinning::default(),
+            dealer: Dealer::new(seed),
             cursor: CopyCursor::default(),
             controls: Vec::new(),
         }
@@ -114,6 +126,12 @@ impl Forwarder {
             self.trusted = None;
         }
         self.routes.follow(directory);
+    }
+
+    /// From now on so much is let go. Only between turns.
+    pub fn set_level(&mut self, level: Level) {
+        self.thinning = Thinning::at(level);
+        self.routes.thin_normal(level.reaches_normal());
     }
 
     /// Takes in one datagram. What became of its events is added to `tally`, what its stamp
@@ -160,14 +178,22 @@ impl Forwarder {
         {
             tally.add_flow(publishers.observe(arrival.now, stamp, events as u64));
         }
+        self.seen.set_now(arrival.now);
         let mut intake = Intake {
             directory,
             routes: &mut self.routes,
             fanout: &mut self.fanout,
             tally,
+            seen: &mut self.seen,
             arrival: &arrival,
+            thinning: &self.thinning,
+            dealer: &mut self.dealer,
         };
-        intake.take_frame(&frame, rights, hops + 1);
+        let passage = Passage {
+            hops: hops + 1,
+            weight: stamp.map_or(Weight::ONE, |stamp| Weight::of_stamp(stamp.weight)),
+        };
+        intake.take_frame(&frame, rights, passage);
         if let Some(control) = frame.control() {
             self.controls.push(ControlMessage {
                 listener: arrival.listener,
@@ -213,16 +239,18 @@ impl Forwarder {
                 let Some(subscriber) = directory.subscribers().get(*id) else {
                     continue;
                 };
-                let stamp = subscriber
-                    .flow
-                    .stamp(self.bus, frame.events(), frame.hops());
+                let flow = &subscriber.flow;
+                let stamp = flow.stamp(self.bus, frame.events(), frame.hops(), frame.weight());
                 let stamp = StampBytes::new(&stamp);
                 let bytes = stamp.as_slice().len() + frame.body().len();
+                let is_too_large = bytes > subscriber.frame_bytes.max as usize;
                 copies.push(FrameCopy {
                     subscriber: *id,
                     series: subscriber.series,
                     events: frame.events(),
-                    is_sendable: bytes <= set.frame_bytes.max as usize,
+                    dropped: frame
+                        .dropped()
+                        .or(is_too_large.then_some(CopyDrop::TooLarge)),
                     stamp,
                     frame: self.cursor.frame,
                 });
@@ -262,6 +290,14 @@ impl Forwarder {
         self.fanout.clear();
         self.cursor = CopyCursor::default();
         self.routes.end_turn();
+    }
+
+    /// The topics of all events handled, as of this time, since they were last cleared. Walks
+    /// all routes.
+    pub fn topics_seen(&mut self, now: Duration) -> &mut TopicsSeen {
+        self.seen.set_now(now);
+        self.routes.hand_over(&mut self.seen);
+        &mut self.seen
     }
 
     /// Takes the turn's control messages out.

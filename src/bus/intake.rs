@@ -11,8 +11,12 @@ use hailmary_proto::topic;
 use super::Arrival;
 use super::access::Rights;
 use super::directory::Directory;
-use super::fanout::Fanout;
-use super::routes::{Route, RouteId, Routes};
+use super::fanout::{Fanout, Passage};
+use super::groups::Dealer;
+use super::overload::Thinning;
+use super::routes::{Destination, Route, RouteId, Routes, Way};
+use super::seen::{EventDrop, TopicsSeen};
+use super::selector::Selector;
 use super::tally::EventTally;
 
 /// What events pass on their way in.
@@ -25,8 +29,14 @@ pub struct Intake<'a> {
     pub fanout: &'a mut Fanout,
     /// Where they are counted.
     pub tally: &'a mut EventTally,
+    /// Where their topics are.
+    pub seen: &'a mut TopicsSeen,
     /// What their frame came with.
     pub arrival: &'a Arrival<'a>,
+    /// What is kept when the bus cannot keep up.
+    pub thinning: &'a Thinning,
+    /// Who deals out events without a key.
+    pub dealer: &'a mut Dealer,
 }
 
 /// Neighbouring events of a frame that go to the same sets.
@@ -38,9 +48,9 @@ struct Neighbours {
 }
 
 impl Intake<'_> {
-    /// Takes a frame's events in. They will have passed so many buses with this one.
+    /// Takes a frame's events in.
     #[inline]
-    pub fn take_frame(&mut self, frame: &FrameView<'_>, rights: Rights<'_>, hops: u32) {
+    pub fn take_frame(&mut self, frame: &FrameView<'_>, rights: Rights<'_>, passage: Passage) {
         for event in frame.events() {
             self.tally.events += 1;
             self.tally
@@ -51,7 +61,7 @@ impl Intake<'_> {
             return;
         };
         if !runs.is_empty() {
-            return self.take_runs(frame, rights, hops);
+            return self.take_runs(frame, rights, passage);
         }
         // The usual case: one topic in the whole frame.
         let found = self.routes.find(first.topic_bytes());
@@ -61,15 +71,19 @@ impl Intake<'_> {
         let Some(route) = self.routes.route(id) else {
             return;
         };
-        if count(&first, rights, route, self.tally) {
-            for to in &route.sets {
-                self.fanout.push(*to, first, hops);
+        match count(&first, rights, route, self.tally, self.seen) {
+            Some(Goes::To(destinations)) => {
+                for to in destinations {
+                    self.fanout.push(*to, first, passage);
+                }
             }
+            Some(Goes::Selected) => self.select(&first, id, passage),
+            None => {}
         }
     }
 
     #[inline(never)]
-    fn take_runs(&mut self, frame: &FrameView<'_>, rights: Rights<'_>, hops: u32) {
+    fn take_runs(&mut self, frame: &FrameView<'_>, rights: Rights<'_>, passage: Passage) {
         let mut neighbours: Option<Neighbours> = None;
         let mut next = 0;
         for run in frame.runs() {
@@ -79,15 +93,23 @@ impl Intake<'_> {
             if found.is_none() {
                 // What is resolved anew may take the place of what the neighbours go by.
                 if let Some(before) = neighbours.take() {
-                    self.copy(frame, before, hops);
+                    self.copy(frame, before, passage);
                 }
             }
             let Some(id) = found.or_else(|| self.resolve(&run)) else {
                 continue;
             };
             let route = self.routes.route(id);
-            if !route.is_some_and(|route| count(&run, rights, route, self.tally)) {
-                continue;
+            match route.and_then(|route| count(&run, rights, route, self.tally, self.seen)) {
+                Some(Goes::To(_)) => {}
+                Some(Goes::Selected) => {
+                    if let Some(before) = neighbours.take() {
+                        self.copy(frame, before, passage);
+                    }
+                    self.select(&run, id, passage);
+                    continue;
+                }
+                None => continue,
             }
             match &mut neighbours {
                 Some(before)
@@ -100,13 +122,13 @@ impl Intake<'_> {
                 _ => {
                     let next = Neighbours { route: id, events };
                     if let Some(before) = neighbours.replace(next) {
-                        self.copy(frame, before, hops);
+                        self.copy(frame, before, passage);
                     }
                 }
             }
         }
         if let Some(last) = neighbours {
-            self.copy(frame, last, hops);
+            self.copy(frame, last, passage);
         }
     }
 
@@ -118,9 +140,13 @@ impl Intake<'_> {
         let topic = run.topic_bytes();
         if topic::is_reserved(topic) && !self.directory.is_own(self.arrival.source) {
             self.tally.not_allowed += run.len() as u64;
+            if topic::check_topic(topic).is_ok() {
+                self.seen
+                    .count_dropped(topic, EventDrop::NotAllowed, run.len() as u64);
+            }
             return None;
         }
-        let route = self.routes.resolve(topic, self.directory);
+        let route = self.routes.resolve(topic, self.directory, self.seen);
         if route.is_none() {
             self.tally.bad_topic += run.len() as u64;
         }
@@ -128,37 +154,86 @@ impl Intake<'_> {
     }
 
     fn have_same_sets(&self, one: RouteId, other: RouteId) -> bool {
-        let sets = |id| self.routes.route(id).map(|route| &route.sets);
-        one == other || sets(one) == sets(other)
+        let destinations = |id| match self.routes.route(id).map(|route| &route.way) {
+            Some(Way::Straight(sets)) => Some(&sets.destinations),
+            _ => None,
+        };
+        one == other || destinations(one) == destinations(other)
     }
 
     /// Copies neighbours for each of their sets.
     #[inline]
-    fn copy(&mut self, frame: &FrameView<'_>, neighbours: Neighbours, hops: u32) {
-        let Some(route) = self.routes.route(neighbours.route) else {
+    fn copy(&mut self, frame: &FrameView<'_>, neighbours: Neighbours, passage: Passage) {
+        let route = self.routes.route(neighbours.route);
+        let Some(Way::Straight(sets)) = route.map(|route| &route.way) else {
             return;
         };
         let run = frame.run(neighbours.events);
-        for to in &route.sets {
-            self.fanout.push(*to, run, hops);
+        for to in &sets.destinations {
+            self.fanout.push(*to, run, passage);
         }
+    }
+
+    /// Decides of each event of a run.
+    #[inline(never)]
+    fn select(&mut self, run: &EventRun<'_>, route: RouteId, passage: Passage) {
+        let Some(route) = self.routes.route(route) else {
+            return;
+        };
+        let Way::Selective(selection) = &route.way else {
+            return;
+        };
+        let mut selector = Selector {
+            directory: self.directory,
+            selection,
+            kept: self.thinning.of(selection.priority),
+            fanout: self.fanout,
+            dealer: self.dealer,
+            now: self.arrival.now,
+            unix_nano: self.arrival.unix_nano,
+            passage,
+        };
+        route.count(selector.take(run, self.tally));
     }
 }
 
-/// Counts events whose topic is legal, and says whether they go to anybody.
+/// Where counted events go.
+enum Goes<'a> {
+    /// To all members of these sets.
+    To(&'a [Destination]),
+    /// As is decided of each.
+    Selected,
+}
+
+/// Counts events whose topic is legal, and says where they go, if anywhere. Those that are to be
+/// selected are counted further there.
 #[inline]
-fn count(run: &EventRun<'_>, rights: Rights<'_>, route: &Route, tally: &mut EventTally) -> bool {
+fn count<'a>(
+    run: &EventRun<'_>,
+    rights: Rights<'_>,
+    route: &'a Route,
+    tally: &mut EventTally,
+    seen: &mut TopicsSeen,
+) -> Option<Goes<'a>> {
     let events = run.len() as u64;
     if !matches!(rights, Rights::All) && !rights.permit(run.topic_bytes()) {
         tally.not_allowed += events;
-        return false;
+        seen.count_dropped(run.topic_bytes(), EventDrop::NotAllowed, events);
+        return None;
     }
     tally.count_label(route.label, events);
-    if route.copies == 0 {
-        tally.unmatched += events;
-        return false;
+    match &route.way {
+        Way::Straight(sets) => {
+            route.count(events);
+            tally.matched += events;
+            tally.copies += events * u64::from(sets.copies);
+            Some(Goes::To(&sets.destinations))
+        }
+        Way::Selective(_) => Some(Goes::Selected),
+        Way::Nowhere => {
+            route.count(events);
+            tally.unmatched += events;
+            None
+        }
     }
-    tally.matched += events;
-    tally.copies += events * u64::from(route.copies);
-    true
 }

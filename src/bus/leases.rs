@@ -5,6 +5,7 @@
 //! and it is never answered with more bytes than it sent.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hailmary_proto::topic;
@@ -19,8 +20,11 @@ use super::directory::Directory;
 use super::limits::{
     CHALLENGE_AGE_MAX, COOKIE_AGE_MAX, FRAME_BYTES_MIN, LEASE_MS_MIN, NAME_BYTES_MAX,
 };
+use super::sample::{Sample, Weight};
 use super::series::SeriesId;
-use super::subscribers::{Flow, FrameBytes, Lease, Reported, Subscriber, SubscriberId, Tenure};
+use super::subscribers::{
+    Flow, FrameBytes, Lease, Reported, Standing, Subscriber, SubscriberId, Tenure, Terms, Wanted,
+};
 use super::throttle::Throttle;
 
 /// What an operator may change.
@@ -32,6 +36,8 @@ pub struct LeaseLimits {
     pub leases_per_origin_max: usize,
     /// Patterns of one subscriber.
     pub patterns_max: usize,
+    /// Members of one group.
+    pub group_members_max: usize,
     /// What is granted where the subscriber does not say, in ms.
     pub lease_ms: u32,
     /// What is granted at most, in ms.
@@ -185,12 +191,17 @@ impl Leases {
         if let Err(reason) = self.check(subscribe) {
             return refused(reason, nonce);
         }
-        let (id, event) = match standing {
-            Some(id) => (id, self.renew(now, id, request.peer, subscribe, directory)),
-            None => match self.grant(now, request, subscribe, directory) {
-                Ok(id) => (id, LeaseEvent::Granted(id)),
-                Err(reason) => return refused(reason, nonce),
-            },
+        let outcome = match standing {
+            Some(id) => self
+                .renew(now, id, request.peer, subscribe, directory)
+                .map(|event| (id, event)),
+            None => self
+                .grant(now, request, subscribe, directory)
+                .map(|id| (id, LeaseEvent::Granted(id))),
+        };
+        let (id, event) = match outcome {
+            Ok(outcome) => outcome,
+            Err(reason) => return refused(reason, nonce),
         };
         let lease = Control::Lease(v1::Lease {
             bus: self.bus,
@@ -200,7 +211,7 @@ impl Leases {
         });
         // So that the subscriber knows of what went to it since the last frame that it saw.
         let subscriber = directory.subscribers().get(id);
-        let stamp = subscriber.map(|subscriber| subscriber.flow.stamp(self.bus, 0, 0));
+        let stamp = subscriber.map(|subscriber| subscriber.flow.stamp(self.bus, 0, 0, Weight::ONE));
         let answer = v1::Frame {
             stamp,
             ..frame(lease)
@@ -245,14 +256,12 @@ impl Leases {
     }
 
     fn check(&self, subscribe: &Subscribe) -> Result<(), Reason> {
-        let is_plain = subscribe.group.is_empty()
-            && (subscribe.sample == 0.0 || subscribe.sample == 1.0)
-            && subscribe.events_per_second == 0;
+        let has_terms = is_legal_name(&subscribe.group) && sample(subscribe).is_some();
         let is_too_small = (1..FRAME_BYTES_MIN).contains(&subscribe.max_frame_bytes);
         // The bus's own subscribers are the configuration's alone.
         let is_legal =
             is_legal_name(&subscribe.name) && !subscribe.name.starts_with(topic::RESERVED_TOKEN);
-        if !is_plain || is_too_small || !is_legal {
+        if !has_terms || is_too_small || !is_legal {
             return Err(Reason::BadRequest);
         }
         if subscribe.topics.is_empty() || subscribe.topics.len() > self.limits.patterns_max {
@@ -287,14 +296,18 @@ impl Leases {
             peer: request.peer,
             reported: self.reported(subscribe).unwrap_or_default(),
         };
+        let wanted = wanted(subscribe, from);
+        self.check_group(&wanted.terms, directory)?;
         let subscriber = Subscriber {
-            name: subscribe.name.as_str().into(),
+            series: directory.assign_series(&wanted.name),
+            name: wanted.name,
             address: from.clone(),
-            topics: patterns(subscribe),
-            series: directory.assign_series(&subscribe.name),
-            frame_bytes: frame_bytes(subscribe, from),
+            topics: wanted.topics,
+            frame_bytes: wanted.frame_bytes,
+            terms: wanted.terms,
             tenure: Tenure::Lease(lease),
             flow: Flow::default(),
+            standing: Standing::default(),
         };
         let id = directory.insert(subscriber);
         self.ends.insert((expires, id));
@@ -309,29 +322,31 @@ impl Leases {
         peer: Peer,
         subscribe: &Subscribe,
         directory: &mut Directory,
-    ) -> LeaseEvent {
-        let series = directory.assign_series(&subscribe.name);
-        let Some(subscriber) = directory.subscriber_mut(id) else {
-            return LeaseEvent::Unanswered;
-        };
-        let news = self.extend(now, id, subscriber, subscribe);
-        let mut is_changed = *subscriber.name != *subscribe.name;
-        if is_changed {
-            subscriber.name = subscribe.name.as_str().into();
-            subscriber.series = series;
+    ) -> Result<LeaseEvent, Reason> {
+        let subscriber = directory.subscribers().get(id);
+        let subscriber = subscriber.ok_or(Reason::UnknownLease)?;
+        let wanted = wanted(subscribe, &subscriber.address);
+        if subscriber.terms.group != wanted.terms.group {
+            self.check_group(&wanted.terms, directory)?;
         }
-        let topics = patterns(subscribe);
-        let frame_bytes = frame_bytes(subscribe, &subscriber.address);
-        let is_another = subscriber.hold(peer);
-        if is_another || subscriber.topics != topics || subscriber.frame_bytes != frame_bytes {
-            is_changed = true;
-            directory.change(id, topics, frame_bytes);
-        }
-        LeaseEvent::Renewed {
-            series,
-            news,
+        let is_another = directory.hold(id, peer);
+        let is_changed = directory.change(id, &wanted) || is_another;
+        let subscriber = directory.subscriber_mut(id);
+        let subscriber = subscriber.ok_or(Reason::UnknownLease)?;
+        Ok(LeaseEvent::Renewed {
+            news: self.extend(now, id, subscriber, subscribe),
+            series: subscriber.series,
             is_changed,
             id,
+        })
+    }
+
+    /// Refuses whoever would be one member too many.
+    fn check_group(&self, terms: &Terms, directory: &Directory) -> Result<(), Reason> {
+        let members = |group: &Arc<str>| directory.members(group);
+        match terms.group.as_ref().map(members) {
+            Some(members) if members >= self.limits.group_members_max => Err(Reason::Full),
+            _ => Ok(()),
         }
     }
 
@@ -431,17 +446,29 @@ fn refused(reason: Reason, nonce: u64) -> Answered {
     (LeaseEvent::Refused(reason), Some(frame(refusal)))
 }
 
-fn patterns(subscribe: &Subscribe) -> Vec<Box<str>> {
-    subscribe
-        .topics
-        .iter()
-        .map(|pattern| pattern.as_str().into())
-        .collect()
+/// What a checked request asks for.
+fn wanted(subscribe: &Subscribe, address: &Address) -> Wanted {
+    let asked = (subscribe.max_frame_bytes > 0).then_some(subscribe.max_frame_bytes);
+    let rate = subscribe.events_per_second;
+    let patterns = subscribe.topics.iter();
+    Wanted {
+        name: subscribe.name.as_str().into(),
+        topics: patterns.map(|pattern| pattern.as_str().into()).collect(),
+        frame_bytes: FrameBytes::choose(asked, address),
+        terms: Terms {
+            group: (!subscribe.group.is_empty()).then(|| subscribe.group.as_str().into()),
+            sample: sample(subscribe).unwrap_or_default(),
+            events_per_second: (rate > 0).then_some(rate),
+        },
+    }
 }
 
-fn frame_bytes(subscribe: &Subscribe, address: &Address) -> FrameBytes {
-    let asked = (subscribe.max_frame_bytes > 0).then_some(subscribe.max_frame_bytes);
-    FrameBytes::choose(asked, address)
+/// The share of events that is asked for, if it is one. 0 asks for all.
+fn sample(subscribe: &Subscribe) -> Option<Sample> {
+    match subscribe.sample {
+        0.0 => Some(Sample::ALL),
+        share => Sample::of_share(share),
+    }
 }
 
 /// Whether a name may be shown and be a label: [A-Za-z0-9._-]{1,64}, or none at all.

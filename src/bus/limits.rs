@@ -7,8 +7,17 @@ use std::time::Duration;
 /// few enough that the longest topics (255 bytes) fill less than 6 MiB.
 pub const CACHED_TOPICS_MAX: usize = 16_384;
 
-/// Distinct subscriber sets kept between turns. Past it all are made anew, as topics come.
-pub const SUBSCRIBER_SETS_MAX: usize = 4_096;
+/// Members of all subscriber sets kept between turns, in 4 MiB. Past it all sets are made anew,
+/// as topics come.
+pub const SET_MEMBERS_MAX: usize = 1 << 20;
+
+/// Topics with a counter in each sketch of the topics seen: a count is less than 3/1024 of all
+/// events from the truth, and the longest topics fill less than 512 KiB.
+pub const SEEN_TOPICS_MAX: usize = 1_024;
+
+/// Seconds over which the rates of topics are told: few enough to be of now, enough that a
+/// burst does not pass for a load.
+pub const RATE_WINDOW_SECONDS: u32 = 10;
 
 /// Bytes of frames under construction at which they are to be sent, though the receive batch is
 /// not used up: so many fit the processor's cache, and a batch of full datagrams stays bounded.
@@ -33,6 +42,20 @@ pub const LOCAL_FRAME_BYTES: u32 = 60_000;
 /// The least that a subscriber may ask for as its largest datagram: what every IPv4 host takes
 /// (RFC 791, section 3.1), less the headers.
 pub const FRAME_BYTES_MIN: u32 = 508;
+
+/// What frames are filled to where the subscriber says how large a datagram it takes: the largest
+/// of these that it takes. So few that whoever asks for many sizes makes few frames more.
+pub const FRAME_BYTES_TARGETS: [u32; 9] = [
+    FRAME_BYTES_MIN,
+    1_024,
+    NETWORK_FRAME_BYTES,
+    2_048,
+    4_096,
+    8_192,
+    16_384,
+    32_768,
+    LOCAL_FRAME_BYTES,
+];
 
 /// The shortest lease that is granted, in ms: clients renew each third, which is not to be a load.
 pub const LEASE_MS_MIN: u32 = 1_000;

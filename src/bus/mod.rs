@@ -14,9 +14,9 @@
 //! 2. [`Forwarder::handle_datagram`] for each received datagram. Its events are copied into
 //!    frames under construction, a control message waits. If [`Forwarder::is_full`], go to step 3
 //!    before the next datagram.
-//! 3. [`Forwarder::poll_copies`] until it gives none. For each copy: send `[stamp, body]`, where
-//!    [`is_sendable`](FrameCopy::is_sendable), and tell [`Forwarder::handle_dropped`] of each
-//!    that was not. Then [`Forwarder::end_frames`].
+//! 3. [`Forwarder::poll_copies`] until it gives none. For each copy: send `[stamp, body]`, unless
+//!    it is [`dropped`](FrameCopy::dropped) already, and tell [`Forwarder::handle_dropped`] of
+//!    each that was not sent. Then [`Forwarder::end_frames`].
 //! 4. [`Registrar::handle_control`] for each of [`Forwarder::controls`], and
 //!    [`Registrar::handle_timeout`], and where the operator has decided otherwise
 //!    [`Registrar::reconfigure`]: the directory changes here and nowhere else. Answers come out
@@ -32,20 +32,26 @@
 
 pub mod access;
 pub mod address;
+mod bucket;
 mod cookie;
 pub mod directory;
 mod fanout;
 pub mod forwarder;
+pub mod groups;
 mod intake;
 pub mod leases;
 pub mod limits;
+pub mod overload;
 mod patterns;
 pub mod policies;
 pub mod publishers;
 pub mod registrar;
 mod routes;
 pub mod sample;
+pub mod seen;
+mod selector;
 pub mod series;
+pub mod sketch;
 pub mod subscribers;
 pub mod tally;
 mod throttle;
@@ -136,6 +142,12 @@ impl FrameDrop {
 /// Why a copy was not sent. Its [`label`](CopyDrop::label) is the metric's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CopyDrop {
+    /// Not in the share that the subscriber asked for.
+    Sampled,
+    /// Over the rate that the subscriber asked for.
+    RateLimit,
+    /// Let go because the bus could not keep up.
+    Overload,
     /// Larger than the subscriber's largest datagram, or the way's.
     TooLarge,
     /// The socket's send buffer, or the receiver's queue, was full.
@@ -150,7 +162,10 @@ pub enum CopyDrop {
 
 impl CopyDrop {
     /// All reasons, in the order of their discriminants.
-    pub const ALL: [CopyDrop; 5] = [
+    pub const ALL: [CopyDrop; 8] = [
+        CopyDrop::Sampled,
+        CopyDrop::RateLimit,
+        CopyDrop::Overload,
         CopyDrop::TooLarge,
         CopyDrop::WouldBlock,
         CopyDrop::NoBuffer,
@@ -158,10 +173,16 @@ impl CopyDrop {
         CopyDrop::Refused,
     ];
 
+    /// The first ones are decided before anything is sent.
+    const DECIDED: usize = CopyDrop::Overload as usize + 1;
+
     /// The reason as a label.
     #[must_use]
     pub fn label(self) -> &'static str {
         match self {
+            CopyDrop::Sampled => "sampled",
+            CopyDrop::RateLimit => "rate_limit",
+            CopyDrop::Overload => "overload",
             CopyDrop::TooLarge => "too_large",
             CopyDrop::WouldBlock => "would_block",
             CopyDrop::NoBuffer => "no_buffer",

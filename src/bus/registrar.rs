@@ -52,7 +52,7 @@ impl Registrar {
     #[must_use]
     pub fn new(bus: u64, limits: LeaseLimits, now: Duration, mut random: Random) -> Self {
         let cookies = CookieJar::new(now, random());
-        let throttle = Throttle::new(now, nonzero(&mut random));
+        let throttle = Throttle::new(nonzero(&mut random));
         Self {
             bus,
             leases: Leases::new(bus, limits, cookies, throttle),

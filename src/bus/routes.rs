@@ -8,6 +8,8 @@
 //! The bus's own topics are cached as out of date from the start, so that each of their events is
 //! resolved anew: there its source is looked at, which costs the others nothing.
 
+use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::hash::BuildHasher;
 
 use foldhash::fast::FixedState;
@@ -16,10 +18,14 @@ use hailmary_proto::write::STAMP_BYTES_MAX;
 use hashbrown::{HashMap, HashTable};
 
 use super::directory::Directory;
-use super::limits::{CACHED_TOPICS_MAX, SUBSCRIBER_SETS_MAX};
+use super::groups::Seed;
+use super::limits::{CACHED_TOPICS_MAX, SET_MEMBERS_MAX};
 use super::patterns::LookUp;
+use super::policies::{Policy, PolicyId, Priority};
+use super::sample::{Sample, Weight};
+use super::seen::{EventDrop, TopicsSeen};
 use super::series::SeriesId;
-use super::subscribers::{FrameBytes, SubscriberId, Subscribers};
+use super::subscribers::{Subscriber, SubscriberId, Subscribers, Terms};
 
 /// The generation of routes that never hold: no bus changes its directory so often.
 const NEVER: u64 = u64::MAX;
@@ -36,13 +42,13 @@ impl SetId {
     }
 }
 
-/// A subscriber set: members that take datagrams of one size.
+/// A subscriber set: members that get the same events in datagrams of one size.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct SubscriberSet {
     /// Who they are, in order of id.
     pub members: Box<[SubscriberId]>,
-    /// How large their datagrams are.
-    pub frame_bytes: FrameBytes,
+    /// Bytes that their datagrams are filled to.
+    pub frame_bytes: u32,
 }
 
 /// A set that a topic leads to, with what the fan-out needs of it.
@@ -57,12 +63,101 @@ pub struct Destination {
 /// What a topic leads to.
 #[derive(Clone, Debug)]
 pub struct Route {
-    /// One set for each size of datagram; none where nobody wants the topic.
-    pub sets: Box<[Destination]>,
-    /// Members of all sets together.
-    pub copies: u32,
-    /// Where the topic's events are counted.
+    /// Where the topic's events go.
+    pub way: Way,
+    /// Where they are counted.
     pub label: SeriesId,
+    /// Events routed since they were last handed to the topics seen.
+    events: Cell<u64>,
+}
+
+impl Route {
+    /// Counts events as routed.
+    #[inline]
+    pub fn count(&self, events: u64) {
+        self.events.set(self.events.get() + events);
+    }
+
+    fn copies(&self) -> u32 {
+        match &self.way {
+            Way::Nowhere => 0,
+            Way::Straight(sets) => sets.copies,
+            Way::Selective(selection) => selection.copies,
+        }
+    }
+}
+
+/// Where events go.
+#[derive(Clone, Debug)]
+pub enum Way {
+    /// To nobody.
+    Nowhere,
+    /// All of them to all members of some sets.
+    Straight(Sets),
+    /// It is to be decided of each.
+    Selective(Box<Selection>),
+}
+
+/// Sets whose members get every event.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sets {
+    /// One for each size of datagram.
+    pub destinations: Box<[Destination]>,
+    /// Members of all together.
+    pub copies: u32,
+}
+
+/// What is to be decided of each event of a topic, and who gets what is let pass.
+#[derive(Clone, Debug)]
+pub struct Selection {
+    /// The topic's policy, if it has one.
+    pub policy: Option<PolicyId>,
+    /// What becomes of the events when the bus cannot keep up.
+    pub priority: Priority,
+    /// Who gets every event.
+    pub sets: Sets,
+    /// Of each of these, one gets an event.
+    pub parties: Box<[Party]>,
+    /// Copies made of each event.
+    pub copies: u32,
+    /// Events dropped since they were last handed to the topics seen, by [`SELECTED`].
+    dropped: [Cell<u64>; SELECTED.len()],
+}
+
+/// The reasons for which events are dropped by what is decided of their topic.
+const SELECTED: [EventDrop; 3] = [EventDrop::RateLimit, EventDrop::Stale, EventDrop::Overload];
+
+impl Selection {
+    /// Counts events as dropped, for one of the reasons in [`SELECTED`].
+    pub fn count_dropped(&self, reason: EventDrop, events: u64) {
+        for (other, count) in SELECTED.into_iter().zip(&self.dropped) {
+            if other == reason {
+                count.set(count.get() + events);
+            }
+        }
+    }
+}
+
+/// Those of whom one gets an event: a group, or a subscriber on its own terms.
+#[derive(Clone, Debug)]
+pub struct Party {
+    /// At least one.
+    pub members: Box<[Member]>,
+}
+
+/// A member of a party.
+#[derive(Clone, Debug)]
+pub struct Member {
+    /// What decides which keys are its own.
+    pub seed: Seed,
+    /// Its set: it alone, or all who share these very terms.
+    pub to: Destination,
+    /// The share of events that it gets.
+    pub sample: Sample,
+    /// How many events each of these stands for.
+    pub weight: Weight,
+    /// Who has a rate that is not to be exceeded, if it has one.
+    pub limited: Option<SubscriberId>,
 }
 
 /// A topic's place in the cache. It stays what it is until the next [`Routes::resolve`].
@@ -74,6 +169,26 @@ struct CachedTopic {
     topic: Box<[u8]>,
     generation: u64,
     route: Route,
+}
+
+impl CachedTopic {
+    /// Its topic, the events that are to be handed to the topics seen, and the copies of each.
+    fn counted(&self) -> Option<(&[u8], u64, u32)> {
+        let events = self.route.events.get();
+        (events > 0).then_some((&self.topic, events, self.route.copies()))
+    }
+
+    /// Hands what was dropped of its events to the topics seen.
+    fn hand_dropped_over(&self, seen: &mut TopicsSeen) {
+        let Way::Selective(selection) = &self.route.way else {
+            return;
+        };
+        for (reason, count) in SELECTED.into_iter().zip(&selection.dropped) {
+            if count.get() > 0 {
+                seen.count_dropped(&self.topic, reason, count.take());
+            }
+        }
+    }
 }
 
 /// The way from topics to subscriber sets.
@@ -88,8 +203,12 @@ pub struct Routes {
     generation: u64,
     /// The directory's, as of these routes.
     followed: u64,
+    /// Whether topics without a priority of their own are thinned out.
+    thins_normal: bool,
     sets: Vec<SubscriberSet>,
     interned: HashMap<SubscriberSet, SetId, FixedState>,
+    /// Members of all sets together.
+    members: usize,
     hasher: FixedState,
     look_up: LookUp,
 }
@@ -104,6 +223,8 @@ impl Routes {
             last: RouteId(0),
             generation: 0,
             followed: 0,
+            thins_normal: false,
+            members: 0,
             sets: Vec::new(),
             interned: HashMap::with_hasher(FixedState::with_seed(seed)),
             hasher: FixedState::with_seed(seed),
@@ -121,6 +242,15 @@ impl Routes {
         }
     }
 
+    /// Whether from now on topics without a priority of their own are thinned out. Only between
+    /// turns.
+    pub fn thin_normal(&mut self, thins_normal: bool) {
+        if self.thins_normal != thins_normal {
+            self.thins_normal = thins_normal;
+            self.begin_generation();
+        }
+    }
+
     /// The cached route of a topic, if there is one and it still holds. That of a reserved topic
     /// never does.
     #[inline(always)]
@@ -133,19 +263,78 @@ impl Routes {
         (cached.generation == self.generation).then_some(self.last)
     }
 
-    /// Finds the route of a topic anew and caches it, or `None` where the topic is illegal.
+    /// Finds the route of a topic anew and caches it, or `None` where the topic is illegal. What
+    /// was counted for a route that goes is handed to the topics seen.
     #[cold]
-    pub fn resolve(&mut self, topic: &[u8], directory: &Directory) -> Option<RouteId> {
+    pub fn resolve(
+        &mut self,
+        topic: &[u8],
+        directory: &Directory,
+        seen: &mut TopicsSeen,
+    ) -> Option<RouteId> {
         topic::check_topic(topic).ok()?;
         let mut look_up = std::mem::take(&mut self.look_up);
         directory.find(topic, &mut look_up);
+        let policy = directory.policies().of(topic);
         let route = Route {
-            copies: u32::try_from(look_up.found.len()).unwrap_or(u32::MAX),
-            sets: self.intern_by_size(&look_up.found, directory.subscribers()),
-            label: directory.policies().of(topic).0,
+            label: policy
+                .and_then(|id| directory.policies().get(id))
+                .map_or(SeriesId::OTHER, |policy| policy.label),
+            way: self.way(&look_up.found, policy, directory),
+            events: Cell::new(0),
         };
         self.look_up = look_up;
-        Some(self.remember(topic, route))
+        Some(self.remember(topic, route, seen))
+    }
+
+    /// Hands what has been counted for each route to the topics seen.
+    pub fn hand_over(&self, seen: &mut TopicsSeen) {
+        seen.count_all_routed(self.cache.iter().filter_map(CachedTopic::counted));
+        for cached in &self.cache {
+            if cached.route.events.get() > 0 {
+                cached.route.events.set(0);
+            }
+            cached.hand_dropped_over(seen);
+        }
+    }
+
+    fn way(
+        &mut self,
+        found: &[SubscriberId],
+        policy: Option<PolicyId>,
+        directory: &Directory,
+    ) -> Way {
+        let decided = policy.and_then(|id| directory.policies().get(id));
+        let priority = decided.map_or(Priority::Normal, Policy::priority);
+        let is_thinned = match priority {
+            Priority::Low => true,
+            Priority::Normal => self.thins_normal,
+            Priority::High => false,
+        };
+        let subscribers = directory.subscribers();
+        let is_plain = |id: &&SubscriberId| {
+            let one = subscribers.get(**id);
+            one.is_some_and(|one| one.terms == Terms::default())
+        };
+        let (plain, others): (Vec<_>, Vec<_>) = found.iter().partition(is_plain);
+        let sets = self.sets(&plain, subscribers);
+        let is_selective = decided.is_some_and(Policy::is_selective) || is_thinned;
+        if !is_selective && others.is_empty() {
+            return match sets.copies {
+                0 => Way::Nowhere,
+                _ => Way::Straight(sets),
+            };
+        }
+        let parties = self.parties(&others, subscribers);
+        let copies = parties.iter().map(|(_, copies)| copies).sum::<u32>();
+        Way::Selective(Box::new(Selection {
+            policy,
+            priority,
+            copies: sets.copies.saturating_add(copies),
+            sets,
+            parties: parties.into_iter().map(|(party, _)| party).collect(),
+            dropped: Default::default(),
+        }))
     }
 
     /// The route of an id that [`Routes::find`] or [`Routes::resolve`] gave.
@@ -175,7 +364,7 @@ impl Routes {
 
     /// Between turns: forgets sets past the bound. They are found again as topics come.
     pub fn end_turn(&mut self) {
-        if self.sets.len() > SUBSCRIBER_SETS_MAX {
+        if self.members > SET_MEMBERS_MAX {
             self.begin_generation();
         }
     }
@@ -184,48 +373,96 @@ impl Routes {
         self.generation += 1;
         self.sets.clear();
         self.interned.clear();
+        self.members = 0;
     }
 
-    fn intern_by_size(
+    /// One set for each size of datagram.
+    fn sets(&mut self, members: &[SubscriberId], subscribers: &Subscribers) -> Sets {
+        let mut by_size: BTreeMap<u32, Vec<SubscriberId>> = BTreeMap::new();
+        for id in members {
+            if let Some(one) = subscribers.get(*id) {
+                by_size.entry(one.frame_bytes.target).or_default().push(*id);
+            }
+        }
+        let destination = |(size, members)| self.destination(size, members);
+        Sets {
+            destinations: by_size.into_iter().map(destination).collect(),
+            copies: count(members),
+        }
+    }
+
+    fn destination(&mut self, frame_bytes: u32, members: Vec<SubscriberId>) -> Destination {
+        Destination {
+            id: self.intern(SubscriberSet {
+                members: members.into(),
+                frame_bytes,
+            }),
+            body_bytes_max: (frame_bytes as usize).saturating_sub(STAMP_BYTES_MAX),
+        }
+    }
+
+    /// The groups, and those who are in none; with each, how many copies it gets of an event.
+    fn parties(
         &mut self,
-        found: &[SubscriberId],
+        members: &[SubscriberId],
         subscribers: &Subscribers,
-    ) -> Box<[Destination]> {
-        let size = |id: &SubscriberId| subscribers.get(*id).map(|one| one.frame_bytes);
-        let mut sizes: Vec<FrameBytes> = found.iter().filter_map(size).collect();
-        sizes.sort_unstable();
-        sizes.dedup();
-        sizes
-            .into_iter()
-            .map(|frame_bytes| {
-                let members = found
-                    .iter()
-                    .copied()
-                    .filter(|id| size(id) == Some(frame_bytes));
-                let set = SubscriberSet {
-                    members: members.collect(),
-                    frame_bytes,
-                };
-                Destination {
-                    id: self.intern(set),
-                    body_bytes_max: (frame_bytes.target as usize).saturating_sub(STAMP_BYTES_MAX),
+    ) -> Vec<(Party, u32)> {
+        let mut groups: BTreeMap<&str, Vec<Member>> = BTreeMap::new();
+        let mut alike: BTreeMap<(u32, Sample), Vec<SubscriberId>> = BTreeMap::new();
+        let mut parties = Vec::new();
+        for id in members {
+            let Some(one) = subscribers.get(*id) else {
+                continue;
+            };
+            match &one.terms {
+                Terms {
+                    group: Some(group), ..
+                } => {
+                    let member = self.member(*id, one);
+                    groups.entry(group).or_default().push(member);
                 }
-            })
-            .collect()
+                Terms {
+                    events_per_second: None,
+                    sample,
+                    ..
+                } => {
+                    let key = (one.frame_bytes.target, *sample);
+                    alike.entry(key).or_default().push(*id);
+                }
+                _ => parties.push((party([self.member(*id, one)]), 1)),
+            }
+        }
+        for ((frame_bytes, sample), members) in alike {
+            let copies = count(&members);
+            let to = self.destination(frame_bytes, members);
+            parties.push((party([on_terms(to, sample, None)]), copies));
+        }
+        parties.extend(groups.into_values().map(|members| (party(members), 1)));
+        parties
+    }
+
+    fn member(&mut self, id: SubscriberId, one: &Subscriber) -> Member {
+        let to = self.destination(one.frame_bytes.target, vec![id]);
+        let limited = one.terms.events_per_second.map(|_| id);
+        Member {
+            seed: one.standing.seed.unwrap_or_default(),
+            ..on_terms(to, one.terms.sample, limited)
+        }
     }
 
     fn intern(&mut self, set: SubscriberSet) -> SetId {
         if let Some(id) = self.interned.get(&set) {
             return *id;
         }
-        // Bounded by SUBSCRIBER_SETS_MAX and one turn's events, far under 32 bits.
+        // Bounded by SET_MEMBERS_MAX and one turn's events, far under 32 bits.
+        self.members += set.members.len();
         let id = SetId(u32::try_from(self.sets.len()).unwrap_or(u32::MAX));
         self.sets.push(set.clone());
         self.interned.insert(set, id);
         id
     }
 
-    fn remember(&mut self, topic: &[u8], route: Route) -> RouteId {
+    fn remember(&mut self, topic: &[u8], route: Route, seen: &mut TopicsSeen) -> RouteId {
         let generation = match topic::is_reserved(topic) {
             true => NEVER,
             false => self.generation,
@@ -233,11 +470,16 @@ impl Routes {
         let hash = self.hasher.hash_one(topic);
         let known = self.places.find(hash, |id| self.is_of(*id, topic)).copied();
         if let Some(cached) = known.and_then(|id| self.cache.get_mut(id.0 as usize)) {
+            if let Some((topic, events, copies)) = cached.counted() {
+                seen.count_routed(topic, events, copies);
+            }
+            cached.hand_dropped_over(seen);
             cached.route = route;
             cached.generation = generation;
             return known.unwrap_or(self.last);
         }
         if self.cache.len() >= CACHED_TOPICS_MAX {
+            self.hand_over(seen);
             self.cache.clear();
             self.places.clear();
         }
@@ -256,4 +498,25 @@ impl Routes {
         self.places.insert_unique(hash, id, hash_of);
         id
     }
+}
+
+fn party(members: impl Into<Box<[Member]>>) -> Party {
+    Party {
+        members: members.into(),
+    }
+}
+
+/// A member that is the only one of its party.
+fn on_terms(to: Destination, sample: Sample, limited: Option<SubscriberId>) -> Member {
+    Member {
+        seed: Seed::default(),
+        to,
+        sample,
+        weight: sample.weight(),
+        limited,
+    }
+}
+
+fn count(members: &[SubscriberId]) -> u32 {
+    u32::try_from(members.len()).unwrap_or(u32::MAX)
 }

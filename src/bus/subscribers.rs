@@ -4,16 +4,18 @@
 //! gets in: that is [`leases`](super::leases).
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hailmary_proto::v1::Stamp;
 use hailmary_proto::write::DATAGRAM_BYTES_MAX;
 
 use super::address::{Address, Peer};
-use super::limits::{LOCAL_FRAME_BYTES, NETWORK_FRAME_BYTES};
-use super::sample::Sample;
+use super::bucket::Bucket;
+use super::groups::Seed;
+use super::limits::{FRAME_BYTES_TARGETS, LOCAL_FRAME_BYTES, NETWORK_FRAME_BYTES};
+use super::sample::{Sample, Weight};
 use super::series::SeriesId;
 
 /// A subscriber's place in the table. A place is used again once its subscriber has gone, never
@@ -37,7 +39,7 @@ impl SubscriberId {
 /// How large a subscriber's datagrams are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FrameBytes {
-    /// Frames are filled up to here.
+    /// Frames are filled up to here: one of [`FRAME_BYTES_TARGETS`] where the subscriber asked.
     pub target: u32,
     /// An event that does not fit the target alone may go alone up to here.
     pub max: u32,
@@ -49,25 +51,19 @@ impl FrameBytes {
     pub fn choose(asked: Option<u32>, address: &Address) -> Self {
         #[expect(clippy::cast_possible_truncation, reason = "a constant of 16 bits")]
         const DATAGRAM_MAX: u32 = DATAGRAM_BYTES_MAX as u32;
-        match asked {
-            Some(bytes) => {
-                let bytes = bytes.min(DATAGRAM_MAX);
-                Self {
-                    target: bytes,
-                    max: bytes,
-                }
-            }
-            None => {
-                let target = if address.is_local() {
-                    LOCAL_FRAME_BYTES
-                } else {
-                    NETWORK_FRAME_BYTES
-                };
-                Self {
-                    target,
-                    max: DATAGRAM_MAX,
-                }
-            }
+        let suits = match address.is_local() {
+            true => LOCAL_FRAME_BYTES,
+            false => NETWORK_FRAME_BYTES,
+        };
+        let max = asked.unwrap_or(DATAGRAM_MAX).min(DATAGRAM_MAX);
+        let fitting = FRAME_BYTES_TARGETS.iter().rev();
+        let fitting = fitting.copied().find(|target| *target <= max);
+        Self {
+            target: match asked {
+                Some(_) => fitting.unwrap_or(max),
+                None => suits,
+            },
+            max,
         }
     }
 }
@@ -94,13 +90,13 @@ pub struct Flow {
 impl Flow {
     /// The stamp of the next frame, which has so many events, and counts them.
     #[inline]
-    pub fn stamp(&self, bus: u64, events: u32, hops: u32) -> Stamp {
+    pub fn stamp(&self, bus: u64, events: u32, hops: u32, weight: Weight) -> Stamp {
         Stamp {
             sender: bus,
             sequence: self.events.fetch_add(events.into(), Ordering::Relaxed),
             dropped: self.dropped.load(Ordering::Relaxed),
             hops,
-            weight: 0.0,
+            weight: weight.to_stamp(),
         }
     }
 
@@ -175,10 +171,62 @@ pub struct Subscriber {
     pub series: SeriesId,
     /// How large its datagrams are.
     pub frame_bytes: FrameBytes,
+    /// Which events of its topics it gets.
+    pub terms: Terms,
     /// How long it stays.
     pub tenure: Tenure,
     /// What went to it so far.
     pub flow: Flow,
+    /// What the directory keeps for its terms.
+    pub(super) standing: Standing,
+}
+
+/// What a subscriber wants to get, and how.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// What it calls itself; may be empty.
+    pub name: Arc<str>,
+    /// Checked patterns.
+    pub topics: Vec<Box<str>>,
+    /// How large its datagrams are to be.
+    pub frame_bytes: FrameBytes,
+    /// Which of its topics' events it is to get.
+    pub terms: Terms,
+}
+
+impl Wanted {
+    /// Whether a subscriber has all of it already.
+    pub(super) fn is_what(&self, subscriber: &Subscriber) -> bool {
+        self.name == subscriber.name
+            && self.topics == subscriber.topics
+            && self.frame_bytes == subscriber.frame_bytes
+            && self.terms == subscriber.terms
+    }
+}
+
+/// A full bucket where the terms have a rate.
+pub(super) fn bucket(terms: &Terms) -> Option<Mutex<Bucket>> {
+    terms.events_per_second.map(Bucket::full).map(Mutex::new)
+}
+
+/// What comes of a subscriber's terms. Made by the directory.
+#[derive(Debug, Default)]
+pub struct Standing {
+    /// Its seed in its group.
+    pub seed: Option<Seed>,
+    /// What is left of its rate, for all data threads.
+    pub bucket: Option<Mutex<Bucket>>,
+}
+
+impl Subscriber {
+    /// How many of so many events its rate lets pass.
+    pub(super) fn permit(&self, now: Duration, events: u64) -> u64 {
+        let Some(bucket) = &self.standing.bucket else {
+            return events;
+        };
+        let mut bucket = bucket.lock().unwrap_or_else(PoisonError::into_inner);
+        bucket.take(now, events)
+    }
 }
 
 impl Subscriber {

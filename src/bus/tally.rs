@@ -13,6 +13,10 @@ pub struct EventTally {
     pub bad_topic: u64,
     /// Not routed: its source may not publish it.
     pub not_allowed: u64,
+    /// Not routed: over the rate of its topic's policy.
+    pub rate_limit: u64,
+    /// Not routed: older than its topic's policy permits.
+    pub stale: u64,
     /// Wanted by nobody.
     pub unmatched: u64,
     /// Wanted by somebody.
@@ -49,6 +53,12 @@ impl EventTally {
         }
     }
 
+    /// Events that were not routed.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.bad_topic + self.not_allowed + self.rate_limit + self.stale
+    }
+
     /// Adds what is new of publishers' flows.
     #[inline]
     pub fn add_flow(&mut self, news: FlowCounts) {
@@ -62,6 +72,8 @@ impl EventTally {
         self.events += other.events;
         self.bad_topic += other.bad_topic;
         self.not_allowed += other.not_allowed;
+        self.rate_limit += other.rate_limit;
+        self.stale += other.stale;
         self.unmatched += other.unmatched;
         self.matched += other.matched;
         self.copies += other.copies;

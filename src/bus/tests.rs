@@ -12,8 +12,10 @@ use policies::Priority;
 use proptest::prelude::*;
 use prost::Message;
 use publishers::Heard;
-use subscribers::{SubscriberId, Subscribers};
+use subscribers::{Subscriber, SubscriberId, Subscribers};
 use tally::EventTally;
+
+mod who_may;
 
 fn everybody() -> Rules {
     Rules(vec![Rule {
@@ -34,6 +36,7 @@ fn settings() -> Settings {
             leases_max: 6,
             leases_per_origin_max: 4,
             patterns_max: 3,
+            group_members_max: 3,
             lease_ms: 30_000,
             lease_ms_max: 300_000,
         },
@@ -697,7 +700,7 @@ fn frames_are_filled_to_the_subscribers_size_and_too_large_ones_marked() {
     bus.poll_copies(&mut copies, 9);
     let shape: Vec<_> = copies
         .iter()
-        .map(|copy| (copy.events, copy.is_sendable))
+        .map(|copy| (copy.events, copy.dropped.is_none()))
         .collect();
     assert_eq!(shape, [(2, true), (1, true), (1, false), (1, true)]);
 }
@@ -732,6 +735,8 @@ fn only_the_hop_limit_stops_a_frame() {
     let dropped = bus.handle_datagram(arrival, &over, &mut EventTally::default());
     assert_eq!(dropped, Err(FrameDrop::Hops));
 }
+
+mod terms;
 
 proptest! {
     #[test]
@@ -991,15 +996,20 @@ fn a_right_to_publish_that_is_taken_is_not_remembered() {
 fn any_settings() -> impl Strategy<Value = Settings> {
     let pattern = prop::sample::select(vec!["a", "a.>", "*.b", ">", "b"]);
     let topics = prop::collection::vec(pattern.clone(), 1..3);
-    let subscriber = (0..3_u16, topics, prop::option::of(600..700_u32));
+    let group = prop::option::of(prop::sample::select(vec!["g", "h"]));
+    let rate = prop::option::of(1_000..1_002_u32);
+    let size = prop::option::of(600..700_u32);
+    let subscriber = (0..3_u16, topics, size, (group, rate));
     let subscribers = prop::collection::btree_map(0..4_u8, subscriber, 0..4);
     let policies = prop::sample::subsequence(vec!["a", "b.>", "a.*"], 0..3);
     let denied = prop::option::of(pattern);
     (subscribers, policies, denied).prop_map(|(subscribers, policies, denied)| {
         let mut settings = settings();
-        for (name, (port, topics, size)) in subscribers {
+        for (name, (port, topics, size, (group, rate))) in subscribers {
             let mut one = static_subscriber(&format!("s{name}"), port + 1, &topics);
             one.frame_bytes_max = size;
+            one.terms.group = group.map(Into::into);
+            one.terms.events_per_second = rate;
             settings.subscribers.push(one);
         }
         let policy = |pattern: &str| TopicPolicy {
@@ -1042,10 +1052,13 @@ proptest! {
             prop_assert_eq!(deeds, fresh_deeds, "{}", topic);
         }
         let shown = |bus: &Bus| {
+            let groups = ["g", "h"].map(|group| bus.directory.members(group));
             let all = bus.directory.subscribers().iter();
-            let mut all: Vec<_> = all
-                .map(|(_, one)| (one.name.clone(), one.address.to_string(), one.topics.clone(), one.frame_bytes))
-                .collect();
+            let show = |one: &Subscriber| {
+                let Subscriber { name, address, topics, frame_bytes, terms, .. } = one;
+                format!("{name} {address} {topics:?} {frame_bytes:?} {terms:?} {groups:?}")
+            };
+            let mut all: Vec<_> = all.map(|(_, one)| show(one)).collect();
             all.sort();
             all
         };

@@ -10,43 +10,8 @@ use std::time::Duration;
 use foldhash::fast::FixedState;
 
 use super::address::Origin;
+use super::bucket::Bucket;
 use super::limits::{ANSWERS_IN_ALL, ANSWERS_PER_ORIGIN, ORIGIN_BUCKETS};
-
-/// So many permits a second, and at most one second's worth at once.
-#[derive(Clone, Copy, Debug)]
-struct Bucket {
-    per_second: u32,
-    /// What is left, in billionths of a permit.
-    nano_permits: u64,
-    filled: Duration,
-}
-
-impl Bucket {
-    fn full(per_second: u32, now: Duration) -> Self {
-        Self {
-            per_second,
-            nano_permits: u64::from(per_second) * NANOS,
-            filled: now,
-        }
-    }
-
-    fn take(&mut self, now: Duration) -> bool {
-        let most = u64::from(self.per_second) * NANOS;
-        let passed = u64::try_from(now.saturating_sub(self.filled).as_nanos()).unwrap_or(u64::MAX);
-        let gained = passed.saturating_mul(u64::from(self.per_second));
-        self.nano_permits = self.nano_permits.saturating_add(gained).min(most);
-        self.filled = now;
-        match self.nano_permits.checked_sub(NANOS) {
-            Some(left) => {
-                self.nano_permits = left;
-                true
-            }
-            None => false,
-        }
-    }
-}
-
-const NANOS: u64 = 1_000_000_000;
 
 /// The buckets.
 #[derive(Debug)]
@@ -59,10 +24,10 @@ pub struct Throttle {
 impl Throttle {
     /// Full buckets.
     #[must_use]
-    pub fn new(now: Duration, seed: u64) -> Self {
+    pub fn new(seed: u64) -> Self {
         Self {
-            all: Bucket::full(ANSWERS_IN_ALL, now),
-            origins: vec![Bucket::full(ANSWERS_PER_ORIGIN, now); ORIGIN_BUCKETS],
+            all: Bucket::full(ANSWERS_IN_ALL),
+            origins: vec![Bucket::full(ANSWERS_PER_ORIGIN); ORIGIN_BUCKETS],
             hasher: FixedState::with_seed(seed),
         }
     }
@@ -73,7 +38,7 @@ impl Throttle {
         let bucket = usize::try_from(place)
             .ok()
             .and_then(|place| self.origins.get_mut(place));
-        bucket.is_some_and(|bucket| bucket.take(now)) && self.all.take(now)
+        bucket.is_some_and(|bucket| bucket.take(now, 1) > 0) && self.all.take(now, 1) > 0
     }
 }
 
@@ -83,7 +48,7 @@ mod tests {
 
     #[test]
     fn a_bucket_gives_its_rate_and_one_second_at_once() {
-        let mut throttle = Throttle::new(Duration::ZERO, 1);
+        let mut throttle = Throttle::new(1);
         let mut permits = |now| {
             (0..3 * ANSWERS_PER_ORIGIN)
                 .filter(|_| throttle.permit(now, Origin::Network(1)))
@@ -102,7 +67,7 @@ mod tests {
 
     #[test]
     fn many_origins_share_the_bound_over_all() {
-        let mut throttle = Throttle::new(Duration::ZERO, 1);
+        let mut throttle = Throttle::new(1);
         let asked = u64::from(ANSWERS_IN_ALL) * 4;
         let permits = (0..asked).filter(|n| throttle.permit(Duration::ZERO, Origin::Network(*n)));
         assert_eq!(permits.count(), ANSWERS_IN_ALL as usize);

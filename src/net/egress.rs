@@ -81,7 +81,7 @@ impl Ways {
     /// By which socket and where to a copy goes, if it goes at all.
     #[inline]
     fn to(&self, copy: &FrameCopy) -> Option<(BorrowedFd<'_>, &Peer)> {
-        if !copy.is_sendable {
+        if copy.dropped.is_some() {
             return None;
         }
         let peer = self.peers.get(copy.subscriber.index())?.as_ref()?;
@@ -132,7 +132,7 @@ impl Ways {
     #[cold]
     fn forget_refused(&mut self, copy: &FrameCopy) -> bool {
         match self.peers.get_mut(copy.subscriber.index()) {
-            Some(Some(peer)) if peer.is_refused && copy.is_sendable => {
+            Some(Some(peer)) if peer.is_refused && copy.dropped.is_none() => {
                 peer.is_refused = false;
                 self.refused -= 1;
                 true
@@ -383,12 +383,7 @@ impl Egress {
     ) -> usize {
         let Some((socket, peer)) = run.first().and_then(|copy| self.ways.to(copy)) else {
             for copy in run {
-                let reason = if copy.is_sendable {
-                    CopyDrop::Unreachable
-                } else {
-                    CopyDrop::TooLarge
-                };
-                drop(copy, reason, ledger);
+                drop(copy, copy.dropped.unwrap_or(CopyDrop::Unreachable), ledger);
             }
             return run.len();
         };

@@ -20,6 +20,7 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use tracing::warn;
 
 use crate::bus::leases::LeaseEvent;
+use crate::bus::overload::Overload;
 use crate::bus::publishers::{Heard, Publishers};
 use crate::bus::subscribers::{Subscriber, SubscriberId, Tenure};
 use crate::bus::{Arrival, ControlMessage, Directory, Forwarder, FrameDrop, Registrar, Settings};
@@ -167,11 +168,16 @@ pub struct EventLoop {
     /// sleep, and when what a turn found has been sent.
     now: Duration,
     handed_over: Duration,
+    /// The last second in which the topics seen were handed over, or of the start.
+    topics_handed_over_s: u64,
+    /// When they are to be again: none where no event came since.
+    hand_topics_over_at: Option<Duration>,
     /// When the kernel's accounts were read last.
     accounts_read: Duration,
     /// When events that publishers' flows still await are lost.
     settle_at: Option<Duration>,
     linger: Linger,
+    overload: Overload,
     logs: Suppressor,
 }
 
@@ -227,9 +233,12 @@ impl EventLoop {
             lease_events: Vec::new(),
             now: parts.state.started.elapsed(),
             handed_over: Duration::ZERO,
+            topics_handed_over_s: 0,
+            hand_topics_over_at: None,
             accounts_read: Duration::ZERO,
             settle_at: None,
             linger: Linger::new(parts.linger),
+            overload: Overload::default(),
             logs: Suppressor::default(),
             parts,
             controls,
@@ -271,6 +280,7 @@ impl EventLoop {
 
     /// Waits for something to do and says whether it is to stop.
     fn sleep(&mut self, events: &mut Events) -> io::Result<bool> {
+        self.hand_topics_over();
         let wait = if self.is_readable() {
             Some(Duration::ZERO)
         } else {
@@ -311,7 +321,9 @@ impl EventLoop {
             Controls::Elsewhere(_) => None,
         };
         let retry = self.parts.egress.retry_at();
-        earliest(earliest(lease_end, retry), self.settle_at)
+        let calm = self.overload.poll_timeout();
+        let own = earliest(calm, self.hand_topics_over_at);
+        earliest(earliest(lease_end, retry), earliest(self.settle_at, own))
     }
 
     /// One batch from each listener that has any, and everything that follows from it.
@@ -479,6 +491,7 @@ impl EventLoop {
             _ => Found::default(),
         };
         self.flush(directory);
+        self.follow_load(directory);
         if found.frames > 0 {
             if arrived.saturating_sub(self.accounts_read) >= ACCOUNT_EVERY {
                 self.accounts_read = arrived;
@@ -507,6 +520,16 @@ impl EventLoop {
         for mut publishers in heard.iter().map(lock) {
             self.ledger.count_flow(publishers.handle_timeout(self.now));
             self.settle_at = earliest(self.settle_at, publishers.poll_timeout());
+        }
+    }
+
+    /// Lets more go, or less, by whether this turn emptied the sockets.
+    fn follow_load(&mut self, directory: &Directory) {
+        let is_behind = self.is_readable() && directory.policies().has_priorities();
+        if self.overload.note_turn(self.now, is_behind) {
+            let level = self.overload.level();
+            self.parts.forwarder.set_level(level);
+            self.parts.state.set_overload(self.parts.worker, level);
         }
     }
 
@@ -679,6 +702,20 @@ impl EventLoop {
         self.handed_over = self.now;
     }
 
+    /// Hands the topics seen over, in each second once: where no event came, there is nothing to
+    /// do, nor to wake up for.
+    fn hand_topics_over(&mut self) {
+        if self.ledger.events().events > 0 {
+            self.hand_topics_over_at = Some(Duration::from_secs(self.topics_handed_over_s + 1));
+        }
+        if self.hand_topics_over_at.is_some_and(|at| at <= self.now) {
+            let seen = self.parts.forwarder.topics_seen(self.now);
+            self.parts.state.topics_seen.hand_over(seen);
+            self.topics_handed_over_s = self.now.as_secs();
+            self.hand_topics_over_at = None;
+        }
+    }
+
     fn is_readable(&self) -> bool {
         self.readable.contains(&true)
     }
@@ -759,6 +796,7 @@ fn info(subscriber: &Subscriber) -> SubscriberInfo {
             Tenure::Lease(_) => Kind::Lease,
         },
         frame_bytes: subscriber.frame_bytes.target,
+        terms: subscriber.terms.clone(),
     }
 }
 

@@ -409,6 +409,22 @@ mod tests {
         assert!(matches!(bind(&again), Err(BindError::PortInUse(_))));
     }
 
+    #[cfg(all(target_os = "linux", not(feature = "portable")))]
+    #[test]
+    fn credentials_are_asked_of_a_unix_socket_while_they_are_wanted() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("bus.sock");
+        let mut unix = bind(&ListenAddress::Unix(path)).unwrap();
+        let mut udp = bind(&ListenAddress::Udp("127.0.0.1:0".parse().unwrap())).unwrap();
+        for ask in [Ask::Source, Ask::Credentials, Ask::Credentials, Ask::Source] {
+            unix.set_ask(ask).unwrap();
+            assert_eq!(unix.ask(), ask);
+            assert_eq!(unix.socket.passcred().unwrap(), ask == Ask::Credentials);
+            udp.set_ask(ask).unwrap();
+            assert_eq!(udp.ask(), Ask::Source);
+        }
+    }
+
     #[test]
     fn takes_over_a_stale_path_and_no_other() {
         let directory = tempfile::tempdir().unwrap();

@@ -10,6 +10,7 @@
     reason = "tests"
 )]
 
+mod access;
 mod bench;
 mod canary;
 mod configuration;
@@ -35,6 +36,7 @@ mod scrapes;
 mod segments;
 #[path = "../support/mod.rs"]
 mod support;
+mod topics;
 mod workers;
 
 use std::net::UdpSocket;

@@ -83,6 +83,13 @@ const LOSSES: &[Loss] = &[
         mend: "# In the configuration: add the topic to publish in [access].",
     },
     Loss {
+        metric: "ingress_dropped_events_total",
+        reason: "stale",
+        what: "events were older than their topic's max_age_ms when they came",
+        why: "Something holds them up on the way, or the clocks of two hosts differ.",
+        mend: "timedatectl   # on the publishers' hosts and here: is the clock synchronized?",
+    },
+    Loss {
         metric: "egress_dropped_events_total",
         reason: "would_block",
         what: "copies were dropped because a send buffer or queue was full",
@@ -229,6 +236,8 @@ mod tests {
         for page in [
             "",
             "hailmary_egress_dropped_events_total{subscriber=\"a\",reason=\"sampled\"} 1000\n",
+            "hailmary_egress_dropped_events_total{subscriber=\"a\",reason=\"rate_limit\"} 1000\n",
+            "hailmary_ingress_dropped_events_total{reason=\"rate_limit\"} 1000\n",
             "hailmary_ingress_dropped_frames_total{reason=\"kernel_buffer\"} 1000\n",
             "hailmary_unmatched_events_total 7\n",
         ] {
@@ -240,10 +249,14 @@ mod tests {
     #[test]
     fn every_reason_of_the_bus_has_a_word() {
         let frames = FrameDrop::ALL.map(FrameDrop::label);
-        let copies = CopyDrop::ALL.map(CopyDrop::label);
+        let is_meant = |drop: &CopyDrop| matches!(drop, CopyDrop::Sampled | CopyDrop::RateLimit);
+        let copies = CopyDrop::ALL.into_iter().filter(|drop| !is_meant(drop));
+        let copies = copies.map(CopyDrop::label);
+        let events = ["bad_topic", "not_allowed", "stale"];
         let all = frames
             .map(|reason| ("ingress_dropped_frames_total", reason))
             .into_iter()
+            .chain(events.map(|reason| ("ingress_dropped_events_total", reason)))
             .chain(copies.map(|reason| ("egress_dropped_events_total", reason)));
         for (metric, reason) in all {
             let found = judge(&format!("hailmary_{metric}{{reason=\"{reason}\"}} 3\n"));

@@ -387,6 +387,7 @@ fn settings(readers: &[Reader]) -> Settings {
             leases_max: 8,
             leases_per_origin_max: 8,
             patterns_max: 4,
+            group_members_max: 4,
             lease_ms: 300_000,
             lease_ms_max: 300_000,
         },

@@ -23,11 +23,14 @@ pub(super) const ROOM_BYTES: usize = mem::size_of::<Told>();
 /// The message's own length, in bytes: without what fills it up.
 const LENGTH: usize = mem::offset_of!(Told, credentials) + mem::size_of::<libc::ucred>();
 
-// SAFETY: arithmetic on a length, which is small.
+#[expect(clippy::cast_possible_truncation, reason = "12 bytes")]
+// SAFETY: arithmetic on a small length.
 const SPACE: u32 = unsafe { libc::CMSG_SPACE(mem::size_of::<libc::ucred>() as u32) };
 const _: () = assert!(ROOM_BYTES == SPACE as usize);
 
-/// What stands for a user or group that has no number here (user_namespaces(7)).
+/// What stands for a user or group that has no number here (user_namespaces(7)), unless the host
+/// has been told to take another (`kernel.overflowuid`): then what was sent before the kernel was
+/// asked seems to be of that user.
 const NOBODY: u32 = 65_534;
 
 /// Whether one of the kernel's lengths, whose type differs from one C library to another, is this.
@@ -73,7 +76,7 @@ mod tests {
         Answer, Ask, RECEIVE_BATCH_MAX, ReceiveRing, ask_for, begin, script, unused,
     };
     use super::*;
-    use crate::bus::address::Source;
+    use crate::bus::address::{Peer, Source};
 
     /// Whom this test runs as.
     fn own() -> Credentials {
@@ -213,10 +216,7 @@ mod tests {
             let taken = world.ring.receive(receiver, count, Ask::Credentials);
             assert_eq!(taken.unwrap(), count);
             for datagram in world.ring.datagrams() {
-                assert_eq!(
-                    datagram.source.peer(),
-                    crate::bus::address::Peer::Unix(Some(own()))
-                );
+                assert_eq!(datagram.source.peer(), Peer::Unix(Some(own())));
             }
             // Between them the ring serves a socket that is asked for nothing.
             let (other, sender) = UnixDatagram::pair().unwrap();
@@ -226,10 +226,7 @@ mod tests {
                 .ring
                 .datagrams()
                 .map(|datagram| datagram.source.peer());
-            assert_eq!(
-                sources.collect::<Vec<_>>(),
-                [crate::bus::address::Peer::Unix(None)]
-            );
+            assert_eq!(sources.collect::<Vec<_>>(), [Peer::Unix(None)]);
         }
     }
 
