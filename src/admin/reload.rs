@@ -31,7 +31,10 @@ pub(super) async fn reload(
         return answer(StatusCode::FORBIDDEN, reason);
     }
     let Some(answered) = desk.reloads.ask() else {
-        return answer(StatusCode::SERVICE_UNAVAILABLE, "too many wait already");
+        return answer(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "too many wait already, or the bus is stopping",
+        );
     };
     match answered.await {
         Ok(Ok(changes)) => answer(StatusCode::OK, &changes),

@@ -373,7 +373,8 @@ impl EventLoop {
             let listener = self.parts.listeners.get_mut(*place);
             if let Some(listener) = listener.and_then(Option::take) {
                 let socket = listener.as_fd().as_raw_fd();
-                // Closing does not do it while the socket has other handles. It is watched.
+                // Closing does not do it while the socket has other handles. It can only fail
+                // where it is not watched.
                 let _ = self.poll.registry().deregister(&mut SourceFd(&socket));
             }
         }

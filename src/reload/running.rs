@@ -4,15 +4,20 @@
 //! First it [prepares](Running::prepare) all that can fail, without a change to what runs; then
 //! the data threads are given their orders, each between two of its turns, in this order:
 //!
-//! 1. What came under the old rules alone ends under them: listeners that go are shut, emptied and
-//!    closed.
+//! 1. What only the old rules can judge ends under them: listeners that go are shut, emptied and
+//!    closed, and Unix sockets emptied of what came before they were asked who sends.
 //! 2. The directory is put in place, under its lock, in one go.
-//! 3. New listeners are read, which have been bound before.
+//! 3. New listeners are read, which have been bound before, and buffers resized.
+//!
+//! A listener keeps its socket where the same text stands in both plans. Its place, and with it
+//! its counts, it keeps for ever: what closes and opens again under its name counts on.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
+
+use tracing::info;
 
 use crate::bus::Settings;
 use crate::bus::address::Address;
@@ -252,6 +257,7 @@ impl Running {
         };
         self.sources.retain(|place, _| !closed.contains(place));
         if plan.canary_interval.is_none() {
+            // It has sent its last probe when this returns. One that still waits is nobody's.
             self.canary = None;
             self.sources.clear();
         }
@@ -287,8 +293,12 @@ impl Running {
             ask: ask(&plan.settings.access),
         };
         self.order(|_| Order::Clear(clear.clone()))?;
+        let infos = self.state.listeners();
         for place in closed {
             self.state.close_listener(*place);
+            if let Some(info) = infos.get(*place) {
+                info!(address = info.name, "listening no more");
+            }
         }
         Ok(())
     }
@@ -300,6 +310,7 @@ impl Running {
             let place = listening.place;
             self.state
                 .open_listener(place, &opened.name, opened.buffer, opened.handles);
+            info!(address = opened.name, "listening");
             for (share, socket) in shares.iter_mut().zip(opened.sockets) {
                 share.extend(socket.map(|socket| (place, socket)));
             }

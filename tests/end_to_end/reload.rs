@@ -824,3 +824,47 @@ fn a_publisher_goes_on_through_reloads() {
     assert_eq!(value(&page, "leases_granted_total"), 1);
     assert_eq!(value(&page, "challenges_total"), 1);
 }
+
+#[test]
+fn users_are_told_apart_on_the_sockets_that_there_are() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("bus.sock");
+    let subscriber = Static::new();
+    let text = |from: &str| {
+        format!(
+            "[listen]\nudp = [\"127.0.0.1:0\"]\nunix = [\"{}\"]\n[access]\n\
+             publish = [{{ from = [{from}], topics = [\">\"] }}]\n{}",
+            path.display(),
+            subscriber.entry("fixed", "\"a.>\"")
+        )
+    };
+    let all = "\"127.0.0.0/8\"";
+    let own = format!("\"uid:{}\"", rustix::process::getuid().as_raw());
+    let scene = Scene::start(&text(all));
+    let before = scene.listeners();
+    let is_over = AtomicBool::new(false);
+    let sent = thread::scope(|threads| {
+        let _end = EndOnDrop(&is_over);
+        let publisher = threads.spawn(|| publish_unix(&path, 1, &is_over));
+        for from in [&own, all, &own, all, &own] {
+            let page = scene.bus.get("/metrics");
+            let events = value(&page, "matched_events_total");
+            scene
+                .bus
+                .wait_for_metric("matched_events_total", events + 200);
+            scene.put_in_use(&text(from));
+        }
+        is_over.store(true, Ordering::Relaxed);
+        publisher.join().unwrap()
+    });
+    let page = scene.bus.wait_for_metric("matched_events_total", sent);
+    assert_eq!(sum(&page, "ingress_dropped_frames_total"), 0, "{page}");
+    assert_eq!(scene.listeners(), before);
+    scene.put_in_use(&text("\"uid:4294967294\""));
+    let publisher = UnixDatagram::unbound().unwrap();
+    publisher
+        .send_to(&datagram(vec![event("a.b")]), &path)
+        .unwrap();
+    let not_allowed = "ingress_dropped_frames_total{reason=\"not_allowed\"}";
+    scene.bus.wait_for_metric(not_allowed, 1);
+}
