@@ -868,6 +868,54 @@ fn an_error_of_a_receive_holds_nothing_up() {
 }
 
 #[test]
+fn what_waits_in_a_listener_that_closes_is_taken_whatever_one_call_says() {
+    /// More than one batch.
+    const WAITING: u64 = 300;
+    let error = Answer::Fail(libc::ECONNREFUSED);
+    let answers = [&[][..], &[error], &[Answer::Through, error]];
+    for answers in answers {
+        for place in 0..2 {
+            let mut world = World::new();
+            world.settle();
+            let event = Event {
+                topic: "a".to_owned(),
+                ..Event::default()
+            };
+            let frame = Frame {
+                events: vec![event],
+                ..Frame::default()
+            };
+            let datagram = frame.encode_to_vec();
+            // A Unix socket lets few wait.
+            let waiting = [WAITING, 5][place];
+            for _ in 0..waiting {
+                match place {
+                    0 => world.hosts[0].send_to(&datagram, world.udp_address),
+                    _ => world.unix.send_to(&datagram, &world.unix_path),
+                }
+                .unwrap();
+            }
+            script(answers.iter().copied(), []);
+            let clear = Clear {
+                close: vec![place],
+                ask: Ask::Source,
+            };
+            world.event_loop.clear(&clear, &world.shared);
+            world.event_loop.hand_over();
+            world.state.mailbox.take_into(&mut world.totals);
+            let listeners = &world.totals.counts.listeners;
+            assert_eq!(listeners[place].frames, waiting, "{answers:?}");
+            let open = world.event_loop.parts.listeners.iter().map(Option::is_some);
+            assert_eq!(open.collect::<Vec<_>>(), [place != 0, place != 1]);
+            // What nobody is in costs nothing, and the other one goes on.
+            world.event_loop.readable.fill(true);
+            world.event_loop.turn(&world.shared);
+            assert!(!world.event_loop.is_readable());
+        }
+    }
+}
+
+#[test]
 fn a_refusal_costs_the_next_copy_and_no_other() {
     let mut world = World::new();
     world.say_last_word();
