@@ -35,7 +35,7 @@ use super::control_queue::{
 };
 use super::egress::Egress;
 use super::linger::{Found, Linger};
-use super::listener::Listener;
+use super::listener::{Buffer, Listener};
 use super::sys::{self, Ask, ReceiveRing};
 
 /// Turns between two looks at the poll while datagrams keep coming: a signal, and a listener
@@ -744,8 +744,10 @@ fn ask(listener: &mut Listener, ask: Ask) -> bool {
     listener.ask() != before
 }
 
+/// Asks for another receive buffer, or once more for one that was not granted.
 fn resize(listener: &mut Listener, receive_buffer_bytes: usize) {
-    if listener.buffer().wanted == receive_buffer_bytes {
+    let Buffer { wanted, granted } = listener.buffer();
+    if wanted == receive_buffer_bytes && granted >= wanted {
         return;
     }
     if let Err(error) = listener.resize(receive_buffer_bytes) {

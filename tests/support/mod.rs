@@ -156,7 +156,8 @@ impl Serving {
         Self::start_as(command)
     }
 
-    fn start_as(mut command: Command) -> Self {
+    /// Starts a bus by a command that says all, and waits till it says where it listens.
+    pub fn start_as(mut command: Command) -> Self {
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let said = lines(child.stderr.take().unwrap());
         let process = Process(child);
