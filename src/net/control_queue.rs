@@ -65,7 +65,7 @@ pub struct Clear {
     /// Listeners, by place, to let nobody in any more, to empty and to close.
     pub close: Vec<usize>,
     /// What datagrams are to be asked from now on, where that is more than till now. Those that
-    /// came unasked are taken before the new rules want to know.
+    /// were sent unasked can be taken before the new rules want to know.
     pub ask: Ask,
 }
 

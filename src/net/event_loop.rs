@@ -357,18 +357,17 @@ impl EventLoop {
 
     /// See [`Order::Clear`].
     fn clear(&mut self, clear: &Clear, shared: &Shared) -> Done {
-        let mut places = clear.close.clone();
         for (place, listener) in self.parts.listeners.iter_mut().enumerate() {
             let Some(listener) = listener else {
                 continue;
             };
             if clear.close.contains(&place) {
                 listener.shut();
-            } else if clear.ask == Ask::Credentials && ask(listener, clear.ask) {
-                places.push(place);
+            } else if clear.ask == Ask::Credentials {
+                ask(listener, clear.ask);
             }
         }
-        self.empty(&places, shared);
+        self.empty(&clear.close, shared);
         for place in &clear.close {
             let listener = self.parts.listeners.get_mut(*place);
             if let Some(listener) = listener.and_then(Option::take) {
@@ -733,15 +732,12 @@ fn poll() -> io::Result<(Poll, Arc<Waker>)> {
     Ok((poll, waker))
 }
 
-/// Says what a listener's datagrams are to be asked, and whether that is something else than
-/// before.
-fn ask(listener: &mut Listener, ask: Ask) -> bool {
-    let before = listener.ask();
+/// Says what a listener's datagrams are to be asked.
+fn ask(listener: &mut Listener, ask: Ask) {
     if let Err(error) = listener.set_ask(ask) {
         // Whoever it does not tell of is denied what only some are allowed.
         warn!(listener = listener.name(), %error, "cannot have the system tell who sends");
     }
-    listener.ask() != before
 }
 
 /// Asks for another receive buffer, or once more for one that was not granted.

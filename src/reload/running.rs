@@ -5,7 +5,8 @@
 //! the data threads are given their orders, each between two of its turns, in this order:
 //!
 //! 1. What only the old rules can judge ends under them: listeners that go are shut, emptied and
-//!    closed, and Unix sockets emptied of what came before they were asked who sends.
+//!    closed, and where the new ones are the first to want to know who sends over a Unix socket,
+//!    there is time for what was sent before that was asked.
 //! 2. The directory is put in place, under its lock, in one go.
 //! 3. New listeners are read, which have been bound before, and buffers resized.
 //!
@@ -16,6 +17,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
+use std::thread;
+use std::time::Duration;
 
 use tracing::info;
 
@@ -25,10 +28,15 @@ use crate::canary::{Canary, Change, Stream};
 use crate::config::Plan;
 use crate::net::control_queue::{Clear, Done, Equipment, Order, OrderSender};
 use crate::net::listener::{ListenAddress, Listener};
+use crate::net::sys::Ask;
 use crate::state::State;
 
 use super::ReloadError;
 use super::sockets::{Opened, ask, open_streams, warn_if_small};
+
+/// How long after Unix sockets were first asked who sends the rules may want to know: far longer
+/// than a datagram is under way that a process was about to send, or waited for room to.
+const UNASKED_FOR: Duration = Duration::from_millis(100);
 
 /// What a reload changed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -293,6 +301,9 @@ impl Running {
             ask: ask(&plan.settings.access),
         };
         self.order(|_| Order::Clear(clear.clone()))?;
+        if clear.ask == Ask::Credentials && ask(&self.plan.settings.access) == Ask::Source {
+            thread::sleep(UNASKED_FOR);
+        }
         let infos = self.state.listeners();
         for place in closed {
             self.state.close_listener(*place);
