@@ -13,12 +13,10 @@ use hailmary_proto::write::{StampBytes, leading_sender};
 use super::access::Rights;
 use super::address::{Address, Peer, Source};
 use super::directory::Directory;
-use super::fanout::{Fanout, Passage};
-use super::groups::Dealer;
-use super::intake::Intake;
+use super::fanout::Passage;
+use super::intake::{Intake, Switch};
 use super::overload::{Level, Thinning};
 use super::publishers::Publishers;
-use super::routes::Routes;
 use super::sample::Weight;
 use super::seen::TopicsSeen;
 use super::series::SeriesId;
@@ -85,16 +83,9 @@ struct CopyCursor {
 pub struct Forwarder {
     /// The bus's sender id.
     bus: u64,
-    /// The peer last seen that may publish anything: most frames come from it too.
-    trusted: Option<Peer>,
-    /// The directory's, as of `trusted`: with other rules it may be another's turn.
-    generation: u64,
+    trusted: Trusted,
     decoder: Decoder,
-    routes: Routes,
-    seen: TopicsSeen,
-    fanout: Fanout,
-    thinning: Thinning,
-    dealer: Dealer,
+    switch: Switch,
     cursor: CopyCursor,
     controls: Vec<ControlMessage>,
 }
@@ -105,14 +96,9 @@ impl Forwarder {
     pub fn new(bus: u64, seed: u64) -> Self {
         Self {
             bus,
-            trusted: None,
-            generation: 0,
+            trusted: Trusted::default(),
             decoder: Decoder::new(),
-            routes: Routes::new(seed),
-            seen: TopicsSeen::new(seed),
-            fanout: Fanout::default(),
-            thinning: Thinning::default(),
-            dealer: Dealer::new(seed),
+            switch: Switch::new(seed),
             cursor: CopyCursor::default(),
             controls: Vec::new(),
         }
@@ -121,17 +107,14 @@ impl Forwarder {
     /// Begins a turn with the directory as it is now.
     #[inline]
     pub fn begin_turn(&mut self, directory: &Directory) {
-        if self.generation != directory.generation() {
-            self.generation = directory.generation();
-            self.trusted = None;
-        }
-        self.routes.follow(directory);
+        self.trusted.follow(directory);
+        self.switch.routes.follow(directory);
     }
 
     /// From now on so much is let go. Only between turns.
     pub fn set_level(&mut self, level: Level) {
-        self.thinning = Thinning::at(level);
-        self.routes.thin_normal(level.reaches_normal());
+        self.switch.thinning = Thinning::at(level);
+        self.switch.routes.thin_normal(level.reaches_normal());
     }
 
     /// Takes in one datagram. What became of its events is added to `tally`, what its stamp
@@ -154,15 +137,9 @@ impl Forwarder {
             .decode(datagram)
             .map_err(|_| FrameDrop::Malformed)?;
         let events = frame.events().len();
-        let peer = arrival.source.peer();
-        let rights = if self.trusted == Some(peer) {
-            Rights::All
-        } else {
-            let rights = directory.access().publish.rights(peer);
-            if let Rights::All = rights {
-                self.trusted = Some(peer);
-            }
-            rights_beside_rules(rights, directory, arrival.source)
+        let rights = match self.trusted.is(&arrival.source) {
+            true => Rights::All,
+            false => self.trusted.rights(directory, arrival.source),
         };
         if events > 0 && matches!(rights, Rights::Nothing) {
             return Err(FrameDrop::NotAllowed);
@@ -178,16 +155,12 @@ impl Forwarder {
         {
             tally.add_flow(publishers.observe(arrival.now, stamp, events as u64));
         }
-        self.seen.set_now(arrival.now);
+        self.switch.seen.set_now(arrival.now);
         let mut intake = Intake {
+            switch: &mut self.switch,
             directory,
-            routes: &mut self.routes,
-            fanout: &mut self.fanout,
             tally,
-            seen: &mut self.seen,
             arrival: &arrival,
-            thinning: &self.thinning,
-            dealer: &mut self.dealer,
         };
         let passage = Passage {
             hops: hops + 1,
@@ -198,7 +171,7 @@ impl Forwarder {
             self.controls.push(ControlMessage {
                 listener: arrival.listener,
                 from: arrival.source.to_address(),
-                peer,
+                peer: arrival.source.peer(),
                 datagram_bytes: datagram.len(),
                 stamp: stamp.copied(),
                 control: control.clone(),
@@ -211,7 +184,7 @@ impl Forwarder {
     #[must_use]
     #[inline]
     pub fn is_full(&self) -> bool {
-        self.fanout.bytes() >= limits::PENDING_BYTES_MAX
+        self.switch.fanout.bytes() >= limits::PENDING_BYTES_MAX
     }
 
     /// Fills `copies` with the next ones to send, up to `copies_max`, stamped in this order.
@@ -223,8 +196,8 @@ impl Forwarder {
         copies_max: usize,
     ) {
         copies.clear();
-        while let Some(frame) = self.fanout.frame(self.cursor.frame) {
-            let Some(set) = frame.set().and_then(|set| self.routes.set(set)) else {
+        while let Some(frame) = self.switch.fanout.frame(self.cursor.frame) {
+            let Some(set) = frame.set().and_then(|set| self.switch.routes.set(set)) else {
                 self.cursor = CopyCursor {
                     frame: self.cursor.frame + 1,
                     member: 0,
@@ -266,7 +239,8 @@ impl Forwarder {
     #[must_use]
     #[inline]
     pub fn body(&self, copy: &FrameCopy) -> &[u8] {
-        self.fanout
+        self.switch
+            .fanout
             .frame(copy.frame)
             .map_or(&[], |frame| frame.body())
     }
@@ -287,22 +261,59 @@ impl Forwarder {
 
     /// All copies have been taken: the frames' memory may be used again.
     pub fn end_frames(&mut self) {
-        self.fanout.clear();
+        self.switch.fanout.clear();
         self.cursor = CopyCursor::default();
-        self.routes.end_turn();
+        self.switch.routes.end_turn();
     }
 
     /// The topics of all events handled, as of this time, since they were last cleared. Walks
     /// all routes.
     pub fn topics_seen(&mut self, now: Duration) -> &mut TopicsSeen {
-        self.seen.set_now(now);
-        self.routes.hand_over(&mut self.seen);
-        &mut self.seen
+        self.switch.seen.set_now(now);
+        self.switch.routes.hand_over(&mut self.switch.seen);
+        &mut self.switch.seen
     }
 
     /// Takes the turn's control messages out.
     pub fn controls(&mut self) -> impl Iterator<Item = ControlMessage> {
         self.controls.drain(..)
+    }
+}
+
+/// The peer last seen that may publish anything: most frames come from it too.
+#[derive(Debug, Default)]
+struct Trusted {
+    peer: Option<Peer>,
+    /// The directory's: with other rules it may be another's turn.
+    generation: u64,
+}
+
+impl Trusted {
+    #[inline]
+    fn follow(&mut self, directory: &Directory) {
+        if self.generation != directory.generation() {
+            self.generation = directory.generation();
+            self.peer = None;
+        }
+    }
+
+    #[inline(always)]
+    fn is(&self, source: &Source<'_>) -> bool {
+        match (&self.peer, source) {
+            (Some(Peer::Ip(trusted)), Source::Ip(from)) => from.ip() == *trusted,
+            (Some(Peer::Unix(trusted)), Source::Unix { credentials, .. }) => credentials == trusted,
+            _ => false,
+        }
+    }
+
+    /// What a source may publish, which is trusted from now on if that is anything.
+    fn rights<'a>(&mut self, directory: &'a Directory, source: Source<'_>) -> Rights<'a> {
+        let peer = source.peer();
+        let rights = directory.access().publish.rights(peer);
+        if let Rights::All = rights {
+            self.peer = Some(peer);
+        }
+        rights_beside_rules(rights, directory, source)
     }
 }
 

@@ -19,24 +19,44 @@ use super::seen::{EventDrop, TopicsSeen};
 use super::selector::Selector;
 use super::tally::EventTally;
 
-/// What events pass on their way in.
+/// What a data thread leads events by, from topics to frames.
+#[derive(Debug)]
+pub struct Switch {
+    /// Where topics lead.
+    pub routes: Routes,
+    /// Where events are copied to.
+    pub fanout: Fanout,
+    /// Where their topics are noted.
+    pub seen: TopicsSeen,
+    /// What is kept when the bus cannot keep up.
+    pub thinning: Thinning,
+    /// Who deals out events without a key.
+    pub dealer: Dealer,
+}
+
+impl Switch {
+    /// `seed` keeps strangers from choosing topics that collide.
+    pub fn new(seed: u64) -> Self {
+        Self {
+            routes: Routes::new(seed),
+            fanout: Fanout::default(),
+            seen: TopicsSeen::new(seed),
+            thinning: Thinning::default(),
+            dealer: Dealer::new(seed),
+        }
+    }
+}
+
+/// One frame's way in.
 pub struct Intake<'a> {
+    /// What leads its events on.
+    pub switch: &'a mut Switch,
     /// Who gets what.
     pub directory: &'a Directory,
-    /// Where topics lead.
-    pub routes: &'a mut Routes,
-    /// Where events are copied to.
-    pub fanout: &'a mut Fanout,
-    /// Where they are counted.
+    /// Where its events are counted.
     pub tally: &'a mut EventTally,
-    /// Where their topics are.
-    pub seen: &'a mut TopicsSeen,
-    /// What their frame came with.
+    /// What it came with.
     pub arrival: &'a Arrival<'a>,
-    /// What is kept when the bus cannot keep up.
-    pub thinning: &'a Thinning,
-    /// Who deals out events without a key.
-    pub dealer: &'a mut Dealer,
 }
 
 /// Neighbouring events of a frame that go to the same sets.
@@ -64,17 +84,17 @@ impl Intake<'_> {
             return self.take_runs(frame, rights, passage);
         }
         // The usual case: one topic in the whole frame.
-        let found = self.routes.find(first.topic_bytes());
+        let found = self.switch.routes.find(first.topic_bytes());
         let Some(id) = found.or_else(|| self.resolve(&first)) else {
             return;
         };
-        let Some(route) = self.routes.route(id) else {
+        let Some(route) = self.switch.routes.route(id) else {
             return;
         };
-        match count(&first, rights, route, self.tally, self.seen) {
+        match count(&first, rights, route, self.tally, &mut self.switch.seen) {
             Some(Goes::To(destinations)) => {
                 for to in destinations {
-                    self.fanout.push(*to, first, passage);
+                    self.switch.fanout.push(*to, first, passage);
                 }
             }
             Some(Goes::Selected) => self.select(&first, id, passage),
@@ -89,7 +109,7 @@ impl Intake<'_> {
         for run in frame.runs() {
             let events = next..next + run.len();
             next = events.end;
-            let found = self.routes.find(run.topic_bytes());
+            let found = self.switch.routes.find(run.topic_bytes());
             if found.is_none() {
                 // What is resolved anew may take the place of what the neighbours go by.
                 if let Some(before) = neighbours.take() {
@@ -99,8 +119,10 @@ impl Intake<'_> {
             let Some(id) = found.or_else(|| self.resolve(&run)) else {
                 continue;
             };
-            let route = self.routes.route(id);
-            match route.and_then(|route| count(&run, rights, route, self.tally, self.seen)) {
+            let route = self.switch.routes.route(id);
+            match route
+                .and_then(|route| count(&run, rights, route, self.tally, &mut self.switch.seen))
+            {
                 Some(Goes::To(_)) => {}
                 Some(Goes::Selected) => {
                     if let Some(before) = neighbours.take() {
@@ -141,12 +163,16 @@ impl Intake<'_> {
         if topic::is_reserved(topic) && !self.directory.is_own(self.arrival.source) {
             self.tally.not_allowed += run.len() as u64;
             if topic::check_topic(topic).is_ok() {
-                self.seen
+                self.switch
+                    .seen
                     .count_dropped(topic, EventDrop::NotAllowed, run.len() as u64);
             }
             return None;
         }
-        let route = self.routes.resolve(topic, self.directory, self.seen);
+        let route = self
+            .switch
+            .routes
+            .resolve(topic, self.directory, &mut self.switch.seen);
         if route.is_none() {
             self.tally.bad_topic += run.len() as u64;
         }
@@ -154,7 +180,7 @@ impl Intake<'_> {
     }
 
     fn have_same_sets(&self, one: RouteId, other: RouteId) -> bool {
-        let destinations = |id| match self.routes.route(id).map(|route| &route.way) {
+        let destinations = |id| match self.switch.routes.route(id).map(|route| &route.way) {
             Some(Way::Straight(sets)) => Some(&sets.destinations),
             _ => None,
         };
@@ -164,20 +190,20 @@ impl Intake<'_> {
     /// Copies neighbours for each of their sets.
     #[inline]
     fn copy(&mut self, frame: &FrameView<'_>, neighbours: Neighbours, passage: Passage) {
-        let route = self.routes.route(neighbours.route);
+        let route = self.switch.routes.route(neighbours.route);
         let Some(Way::Straight(sets)) = route.map(|route| &route.way) else {
             return;
         };
         let run = frame.run(neighbours.events);
         for to in &sets.destinations {
-            self.fanout.push(*to, run, passage);
+            self.switch.fanout.push(*to, run, passage);
         }
     }
 
     /// Decides of each event of a run.
     #[inline(never)]
     fn select(&mut self, run: &EventRun<'_>, route: RouteId, passage: Passage) {
-        let Some(route) = self.routes.route(route) else {
+        let Some(route) = self.switch.routes.route(route) else {
             return;
         };
         let Way::Selective(selection) = &route.way else {
@@ -186,9 +212,9 @@ impl Intake<'_> {
         let mut selector = Selector {
             directory: self.directory,
             selection,
-            kept: self.thinning.of(selection.priority),
-            fanout: self.fanout,
-            dealer: self.dealer,
+            kept: self.switch.thinning.of(selection.priority),
+            fanout: &mut self.switch.fanout,
+            dealer: &mut self.switch.dealer,
             now: self.arrival.now,
             unix_nano: self.arrival.unix_nano,
             passage,

@@ -23,6 +23,7 @@ mod life;
 mod logs;
 mod losses;
 mod order;
+mod overload;
 #[cfg(target_os = "linux")]
 mod prometheus;
 mod proof;

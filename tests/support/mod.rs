@@ -273,6 +273,11 @@ impl Serving {
             .collect()
     }
 
+    /// Sends it a signal, and after STOP waits till it stands still.
+    pub fn signal(&self, name: &str) {
+        self.process.signal(name);
+    }
+
     /// Sends SIGTERM and says the exit status and what it said at the end.
     pub fn stop(self) -> (i32, String) {
         self.stop_by("TERM")
