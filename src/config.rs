@@ -84,6 +84,8 @@ pub struct Listen {
     pub unix: Vec<Spanned<PathBuf>>,
     /// The admin's HTTP address, or `off`.
     pub admin: Spanned<String>,
+    /// Whether `POST /-/reload` from this host has the configuration read anew.
+    pub admin_reload: bool,
 }
 
 impl Default for Listen {
@@ -92,6 +94,7 @@ impl Default for Listen {
             udp: vec![unspanned("127.0.0.1:7277".to_owned())],
             unix: Vec::new(),
             admin: unspanned("127.0.0.1:7278".to_owned()),
+            admin_reload: false,
         }
     }
 }
@@ -258,6 +261,8 @@ pub struct Plan {
     pub listen: Vec<ListenAddress>,
     /// Where the admin listens, if at all.
     pub admin: Option<SocketAddr>,
+    /// Whether the admin reloads when asked to from this host.
+    pub admin_reload: bool,
     /// Data threads.
     pub workers: u32,
     /// How long a busy loop waits for a fuller batch.
@@ -416,6 +421,7 @@ impl Checker<'_> {
         Plan {
             listen: self.listen(&config.listen),
             admin: self.admin(&config.listen.admin),
+            admin_reload: config.listen.admin_reload,
             workers,
             linger: Duration::from_micros(linger_us.into()),
             receive_buffer_bytes: self.buffer("receive_buffer_bytes", &looped.receive_buffer_bytes),

@@ -46,6 +46,8 @@ pub struct LeaseCounts {
     pub granted: u64,
     /// Leases that ended without being given back.
     pub expired: u64,
+    /// Leases that ended because their holders may subscribe to nothing any more.
+    pub revoked: u64,
     /// Addresses asked to prove themselves.
     pub challenges: u64,
     /// Requests not answered at all: too short for their answer, or too many.
@@ -62,7 +64,7 @@ impl LeaseCounts {
 /// Everything counted, since the start or since the last handing over.
 #[derive(Clone, Debug, Default)]
 pub struct Counts {
-    /// By listener.
+    /// By listener: those that closed keep their place, and there are as many as have counted.
     pub listeners: Vec<ListenerCounts>,
     /// Whole frames not used, by [`FrameDrop`].
     pub dropped_frames: [u64; FrameDrop::ALL.len()],
@@ -84,8 +86,16 @@ impl Counts {
         }
     }
 
+    /// Makes sure that there are counts for so many listeners.
+    fn make_room_for(&mut self, listeners: usize) {
+        if self.listeners.len() < listeners {
+            self.listeners.resize(listeners, ListenerCounts::default());
+        }
+    }
+
     /// Adds what another has, series apart.
     fn add_totals(&mut self, other: &Counts) {
+        self.make_room_for(other.listeners.len());
         for (sum, more) in self.listeners.iter_mut().zip(&other.listeners) {
             sum.frames += more.frames;
             sum.bytes += more.bytes;
@@ -94,6 +104,7 @@ impl Counts {
         self.events.add(&other.events);
         self.leases.granted += other.leases.granted;
         self.leases.expired += other.leases.expired;
+        self.leases.revoked += other.leases.revoked;
         self.leases.challenges += other.leases.challenges;
         self.leases.unanswered += other.leases.unanswered;
         add_each(&mut self.leases.refusals, &other.leases.refusals);
@@ -164,6 +175,7 @@ impl Ledger {
             return;
         }
         self.is_empty = false;
+        self.counts.make_room_for(listener + 1);
         if let Some(counts) = self.counts.listeners.get_mut(listener) {
             counts.frames += frames as u64;
             counts.bytes += bytes as u64;
@@ -219,6 +231,7 @@ impl Ledger {
         match event {
             LeaseEvent::Granted(_) => leases.granted += 1,
             LeaseEvent::Expired(_) => leases.expired += 1,
+            LeaseEvent::Revoked(_) => leases.revoked += 1,
             LeaseEvent::Challenged => leases.challenges += 1,
             LeaseEvent::Unanswered => leases.unanswered += 1,
             LeaseEvent::Released(_) => {}

@@ -15,6 +15,7 @@
 //! - [`state`]: what else the data threads show of themselves.
 //! - [`admin`]: the HTTP listener, on a thread of its own: metrics, health, API, page.
 //! - [`config`]: the configuration file and what is made of it.
+//! - [`reload`]: another configuration without a restart.
 //! - [`command`]: what the program can be told to do.
 //! - [`logging`]: how the log is written, and what holds it back.
 
@@ -26,5 +27,6 @@ pub mod config;
 pub mod ledger;
 pub mod logging;
 pub mod net;
+pub mod reload;
 pub mod state;
 pub mod topics_seen;

@@ -4,8 +4,9 @@
 //! lease begins or ends; readers hold that lock for as long as it takes to exchange a pointer.
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use crate::bus::address::Address;
@@ -15,6 +16,7 @@ use crate::canary::Board;
 use crate::ledger::Mailbox;
 use crate::net::account::{Account, Reading};
 use crate::net::listener::Buffer;
+use crate::reload::Reloads;
 use crate::topics_seen;
 
 /// What the bus is doing.
@@ -54,25 +56,50 @@ pub struct SubscriberInfo {
     pub terms: Terms,
 }
 
-/// A listener as shown to people.
+/// A listener as shown to people. Its place and counts stay when it closes, and are its own again
+/// when it opens once more.
 #[derive(Debug)]
 pub struct ListenerInfo {
     /// Its address with scheme, as in the metrics' label.
     pub name: String,
-    /// The receive buffer of each of its sockets, the smallest of them.
-    pub buffer: Buffer,
     /// The kernel's account of its sockets.
     pub account: Account,
+    /// The receive buffer of each of its sockets, the smallest of them. None while it is closed.
+    buffer: Mutex<Option<Buffer>>,
 }
 
 impl ListenerInfo {
-    /// How far what waits in its buffers would go had the kernel granted what the configuration
-    /// wants, by the kernel's account, in bytes.
+    /// One that is open, with these sockets.
     #[must_use]
-    pub fn buffer_wanted_bytes(&self) -> u32 {
-        let wanted = self.buffer.wanted_by_account();
+    pub fn new(name: &str, buffer: Buffer, account: Account) -> Self {
+        Self {
+            name: name.to_owned(),
+            account,
+            buffer: Mutex::new(Some(buffer)),
+        }
+    }
+
+    /// The receive buffer of each of its sockets, the smallest of them. None while it is closed.
+    #[must_use]
+    pub fn buffer(&self) -> Option<Buffer> {
+        *self.lock()
+    }
+
+    fn set_buffer(&self, buffer: Option<Buffer>) {
+        *self.lock() = buffer;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Buffer>> {
+        self.buffer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How far what waits in its buffers would go had the kernel granted what the configuration
+    /// wants, by the kernel's account, in bytes. None while it is closed.
+    #[must_use]
+    pub fn buffer_wanted_bytes(&self) -> Option<u32> {
+        let wanted = self.buffer()?.wanted_by_account();
         let all = wanted.saturating_mul(self.account.sockets());
-        u32::try_from(all).unwrap_or(u32::MAX)
+        Some(u32::try_from(all).unwrap_or(u32::MAX))
     }
 }
 
@@ -83,14 +110,17 @@ pub struct State {
     pub bus: u64,
     /// When the program started.
     pub started: Instant,
-    /// Its listeners, in the order of the counts' listeners.
-    pub listeners: Vec<ListenerInfo>,
     /// What it has counted.
     pub mailbox: Arc<Mailbox>,
     /// The topics that it has seen.
     pub topics_seen: topics_seen::Mailbox,
-    /// What the canary has counted, where there is one.
-    pub canary: Option<Arc<Board>>,
+    /// What the canary shows.
+    pub canary: Arc<Board>,
+    /// What became of reloads.
+    pub reloads: Reloads,
+    /// In the order of the counts' listeners. It only grows, by what an operator opens under
+    /// names that were not there before.
+    listeners: RwLock<Vec<Arc<ListenerInfo>>>,
     phase: AtomicU8,
     /// For each data thread, when the turn began that is under way, in ms since `started`, plus
     /// 1; 0 while it sleeps.
@@ -145,8 +175,9 @@ impl State {
             started: Instant::now(),
             mailbox: Mailbox::new(listeners.len()),
             topics_seen: topics_seen::Mailbox::default(),
-            listeners,
-            canary: None,
+            canary: Arc::default(),
+            reloads: Reloads::default(),
+            listeners: RwLock::new(listeners.into_iter().map(Arc::new).collect()),
             phase: AtomicU8::new(Phase::Starting as u8),
             turning_since_ms: (0..workers).map(|_| AtomicU64::new(0)).collect(),
             overload: (0..workers).map(|_| AtomicU32::new(0)).collect(),
@@ -216,9 +247,46 @@ impl State {
 
     /// The kernel's account of each listener, where the system keeps one.
     pub fn accounts(&self) -> impl Iterator<Item = Option<Reading>> {
-        self.listeners
-            .iter()
-            .map(|listener| listener.account.read())
+        let listeners = self.listeners().into_iter();
+        listeners.map(|listener| listener.account.read())
+    }
+
+    /// All listeners, also those that have closed, by their place.
+    #[must_use]
+    pub fn listeners(&self) -> Vec<Arc<ListenerInfo>> {
+        let listeners = self.listeners.read();
+        listeners.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A listener opens in this place: that of a closed one of its name, or else the next one.
+    pub fn open_listener(&self, place: usize, name: &str, buffer: Buffer, sockets: Vec<OwnedFd>) {
+        let listeners = self.listeners.write();
+        let mut listeners = listeners.unwrap_or_else(PoisonError::into_inner);
+        match listeners.get(place) {
+            Some(closed) => {
+                closed.account.reopen(sockets);
+                closed.set_buffer(Some(buffer));
+            }
+            None => {
+                let info = ListenerInfo::new(name, buffer, Account::open(sockets));
+                listeners.push(Arc::new(info));
+            }
+        }
+    }
+
+    /// The receive buffer of the listener in this place is another.
+    pub fn resize_listener(&self, place: usize, buffer: Buffer) {
+        if let Some(listener) = self.listeners().get(place) {
+            listener.set_buffer(Some(buffer));
+        }
+    }
+
+    /// The listener in this place has closed.
+    pub fn close_listener(&self, place: usize) {
+        if let Some(listener) = self.listeners().get(place) {
+            listener.account.close();
+            listener.set_buffer(None);
+        }
     }
 
     /// A subscriber came, or changed.

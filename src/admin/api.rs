@@ -10,15 +10,15 @@ use crate::bus::overload::Thinning;
 use crate::bus::policies::Priority;
 use crate::canary::Board;
 use crate::ledger::Counts;
-use crate::net::account::Reading;
+use crate::reload::Reload;
 use crate::state::{Kind, ListenerInfo, Phase, State};
 
 use super::Desk;
 
 /// `GET /api/v1/status`
 pub(super) async fn status(Shared(desk): Shared<Arc<Desk>>) -> Json<Value> {
-    let accounts: Vec<_> = desk.state.accounts().collect();
-    let kernel_drops = accounts.iter().flatten().map(|account| account.drops).sum();
+    let accounts = desk.state.accounts().flatten();
+    let kernel_drops = accounts.map(|account| account.drops).sum();
     Json(json!({
         "version": env!("CARGO_PKG_VERSION"),
         "bus": format!("{:016x}", desk.state.bus),
@@ -29,26 +29,31 @@ pub(super) async fn status(Shared(desk): Shared<Arc<Desk>>) -> Json<Value> {
         },
         "pid": std::process::id(),
         "uptime_seconds": desk.state.started.elapsed().as_secs_f64(),
-        "listeners": listeners(&desk.state, &accounts),
+        "listeners": listeners(&desk.state),
         "subscribers": desk.state.subscribers().len(),
         "overload": overload(&desk.state),
-        "canary": desk.state.canary.as_deref().map(canary),
+        "canary": canary(&desk.state.canary),
+        "reload": desk.state.reloads.last().map(reload),
         "totals": totals(&desk.totals().counts, kernel_drops),
     }))
 }
 
-fn listeners(state: &State, accounts: &[Option<Reading>]) -> Vec<Value> {
-    let listener = |(info, account): (&ListenerInfo, &Option<Reading>)| {
-        json!({
+/// Those that are open.
+fn listeners(state: &State) -> Vec<Value> {
+    let listener = |info: &ListenerInfo| {
+        let buffer = info.buffer()?;
+        let account = info.account.read();
+        Some(json!({
             "address": info.name,
-            "inodes": info.account.inodes().collect::<Vec<_>>(),
-            "wanted_buffer_bytes": info.buffer.wanted,
-            "granted_buffer_bytes": info.buffer.granted,
+            "inodes": info.account.inodes(),
+            "wanted_buffer_bytes": buffer.wanted,
+            "granted_buffer_bytes": buffer.granted,
             "buffer_bytes": account.map(|account| account.size_bytes),
             "buffer_used_bytes": account.map(|account| account.used_bytes),
-        })
+        }))
     };
-    state.listeners.iter().zip(accounts).map(listener).collect()
+    let all = state.listeners();
+    all.iter().filter_map(|info| listener(info)).collect()
 }
 
 fn overload(state: &State) -> Value {
@@ -64,12 +69,22 @@ fn overload(state: &State) -> Value {
     })
 }
 
-fn canary(board: &Board) -> Value {
-    let streams = board.streams();
-    json!({
-        "interval_seconds": board.interval().as_secs_f64(),
+fn canary(board: &Board) -> Option<Value> {
+    let interval = board.interval()?;
+    let streams: Vec<_> = board.streams().into_iter().flatten().collect();
+    Some(json!({
+        "interval_seconds": interval.as_secs_f64(),
         "sent": streams.iter().map(|stream| stream.sent).sum::<u64>(),
         "lost": streams.iter().map(|stream| stream.lost).sum::<u64>(),
+    }))
+}
+
+/// The last one.
+fn reload(last: Reload) -> Value {
+    json!({
+        "outcome": last.outcome().label(),
+        "unix_seconds": last.unix_seconds,
+        "error": last.result.err(),
     })
 }
 

@@ -5,14 +5,15 @@
 //! be half a million small allocations, and the time on a processor that events wait for.
 
 use std::fmt::{Display, Write};
+use std::sync::Arc;
 
 use hailmary_proto::v1::refusal::Reason;
 
 use crate::bus::tally::Histogram;
 use crate::bus::{CopyDrop, FrameDrop};
-use crate::canary::Board;
 use crate::ledger::{Counts, LeaseCounts, SeriesCounts};
 use crate::net::account::Reading;
+use crate::reload::Outcome;
 use crate::state::{Kind, ListenerInfo, State};
 
 /// All metrics.
@@ -39,6 +40,11 @@ pub(super) fn render(counts: &Counts, state: &State) -> String {
         [([("", ""); 0], state.overload().get())],
     );
     canary(&mut page, state);
+    page.counters(
+        "reloads_total",
+        "Configurations read anew: ok where one is in use now, failed where the old one stayed.",
+        Outcome::ALL.map(|it| ([("outcome", it.label())], state.reloads.count(it))),
+    );
     let build = [
         ("version", env!("CARGO_PKG_VERSION")),
         ("revision", revision()),
@@ -56,17 +62,24 @@ fn revision() -> &'static str {
 }
 
 fn ingress(page: &mut Page, counts: &Counts, state: &State) {
-    let accounts: Vec<_> = state.accounts().collect();
-    let listeners = || state.listeners.iter().zip(&counts.listeners);
+    let infos = state.listeners();
+    let accounts: Vec<_> = infos.iter().map(|info| info.account.read()).collect();
+    // Those that have closed, too: what was counted stays. Those that opened may have none yet.
+    let listeners = || {
+        infos.iter().enumerate().map(|(place, info)| {
+            let counts = counts.listeners.get(place).copied().unwrap_or_default();
+            ([("listener", info.name.as_str())], counts)
+        })
+    };
     page.counters(
         "ingress_frames_total",
         "Frames taken from the kernel.",
-        listeners().map(|(info, counts)| ([("listener", info.name.as_str())], counts.frames)),
+        listeners().map(|(label, counts)| (label, counts.frames)),
     );
     page.counters(
         "ingress_bytes_total",
         "Bytes of the frames taken from the kernel.",
-        listeners().map(|(info, counts)| ([("listener", info.name.as_str())], counts.bytes)),
+        listeners().map(|(label, counts)| (label, counts.bytes)),
     );
     // Nothing is said of what the system does not tell.
     let drops = accounts.iter().flatten().map(|account| account.drops);
@@ -81,33 +94,36 @@ fn ingress(page: &mut Page, counts: &Counts, state: &State) {
             .into_iter()
             .chain(by_bus.map(|(reason, n)| ([("reason", reason.label())], n))),
     );
-    buffers(page, &accounts, state);
+    buffers(page, &accounts, &infos);
 }
 
-fn buffers(page: &mut Page, accounts: &[Option<Reading>], state: &State) {
-    let listeners = state.listeners.iter().zip(accounts);
-    let listeners = listeners.filter_map(|(info, account)| Some((info, (*account)?)));
+/// Of the listeners that are open.
+fn buffers(page: &mut Page, accounts: &[Option<Reading>], infos: &[Arc<ListenerInfo>]) {
+    let listeners = infos.iter().zip(accounts);
+    let listeners = listeners.filter_map(|(info, account)| {
+        Some((info.name.as_str(), (*account)?, info.buffer_wanted_bytes()?))
+    });
     let listeners: Vec<_> = listeners.collect();
-    let mut gauge = |name: &str, help: &str, bytes: fn(&ListenerInfo, Reading) -> u32| {
+    let mut gauge = |name: &str, help: &str, bytes: fn(Reading, u32) -> u32| {
         let values = listeners.iter();
-        let values = values
-            .map(|(info, account)| ([("listener", info.name.as_str())], bytes(info, *account)));
+        let values =
+            values.map(|(name, account, wanted)| ([("listener", *name)], bytes(*account, *wanted)));
         page.gauges(name, help, values);
     };
     gauge(
         "ingress_buffer_bytes",
         "What the kernel lets wait for a listener, by its own account.",
-        |_, account| account.size_bytes,
+        |account, _| account.size_bytes,
     );
     gauge(
         "ingress_buffer_wanted_bytes",
         "What the kernel would let wait had it granted what the configuration wants.",
-        |info, _| info.buffer_wanted_bytes(),
+        |_, wanted| wanted,
     );
     gauge(
         "ingress_buffer_used_bytes",
         "What waits for a listener, by the kernel's account.",
-        |_, account| account.used_bytes,
+        |account, _| account.used_bytes,
     );
 }
 
@@ -233,6 +249,11 @@ fn leases(page: &mut Page, counts: &Counts, state: &State) {
         leases.expired,
     );
     page.counter(
+        "leases_revoked_total",
+        "Leases ended by a reload, as their holders may subscribe to nothing any more.",
+        leases.revoked,
+    );
+    page.counter(
         "challenges_total",
         "Addresses asked to prove themselves.",
         leases.challenges,
@@ -254,14 +275,12 @@ fn leases(page: &mut Page, counts: &Counts, state: &State) {
 }
 
 fn canary(page: &mut Page, state: &State) {
-    let streams = state.canary.as_deref().map(Board::streams);
-    let streams = streams.unwrap_or_default();
+    let (infos, streams) = (state.listeners(), state.canary.streams());
     let by_listener = || {
-        let names = state
-            .listeners
-            .iter()
-            .map(|info| [("listener", info.name.as_str())]);
-        names.zip(&streams)
+        let streams = infos.iter().zip(&streams);
+        streams.filter_map(|(info, stream)| {
+            Some(([("listener", info.name.as_str())], stream.as_ref()?))
+        })
     };
     page.counters(
         "canary_sent_total",

@@ -2,10 +2,12 @@
 //!
 //! It reads what the data thread shows and never touches it, and its own clients are bounded:
 //! so many connections, so long, with so large a head. Whoever is over is cut off; the data
-//! thread does not notice.
+//! thread does not notice. The one thing that it passes on is the wish for a reload, where the
+//! configuration says so.
 
 mod api;
 mod metrics;
+mod reload;
 mod topics;
 
 use std::io;
@@ -19,16 +21,19 @@ use axum::Router;
 use axum::extract::State as Shared;
 use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse};
-use axum::routing::get;
+use axum::routing::{get, post};
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{sleep, timeout};
+use tower_service::Service;
 
 use crate::ledger::Totals;
 use crate::net::sys;
+use crate::reload::Requests;
 use crate::state::{Phase, State};
 use crate::topics_seen;
 
@@ -65,7 +70,11 @@ impl Admin {
     /// # Errors
     ///
     /// Where the address cannot be had, or a thread.
-    pub fn start(address: SocketAddr, state: Arc<State>) -> anyhow::Result<Self> {
+    pub fn start(
+        address: SocketAddr,
+        state: Arc<State>,
+        reloads: Arc<Requests>,
+    ) -> anyhow::Result<Self> {
         let bind = || {
             let listener = TcpListener::bind(address)?;
             listener.set_nonblocking(true)?;
@@ -78,7 +87,7 @@ impl Admin {
             .enable_all()
             .build()
             .context("cannot start the admin")?;
-        let desk = Arc::new(Desk::new(state));
+        let desk = Arc::new(Desk::new(state, reloads));
         let (stop, stopped) = oneshot::channel();
         let router = router(Arc::clone(&desk));
         let thread = std::thread::Builder::new()
@@ -123,6 +132,7 @@ impl Admin {
 #[derive(Debug)]
 struct Desk {
     state: Arc<State>,
+    reloads: Arc<Requests>,
     /// Everything counted since the start.
     totals: Mutex<Totals>,
     /// The topics of all events since the start.
@@ -130,12 +140,13 @@ struct Desk {
 }
 
 impl Desk {
-    fn new(state: Arc<State>) -> Self {
-        let totals = Totals::new(state.listeners.len());
+    fn new(state: Arc<State>, reloads: Arc<Requests>) -> Self {
+        let totals = Totals::new(state.listeners().len());
         Self {
             totals: Mutex::new(totals),
             topics_seen: Mutex::default(),
             state,
+            reloads,
         }
     }
 
@@ -161,6 +172,7 @@ fn router(desk: Arc<Desk>) -> Router {
         .route("/metrics", get(metrics))
         .route("/-/healthy", get(healthy))
         .route("/-/ready", get(ready))
+        .route("/-/reload", post(reload::reload))
         .route("/api/v1/status", get(api::status))
         .route("/api/v1/subscribers", get(api::subscribers))
         .route("/api/v1/topics", get(topics::topics))
@@ -199,11 +211,11 @@ async fn accept(listener: TcpListener, router: Router) {
     let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => {
+            Ok((stream, peer)) => {
                 if let Ok(permit) = Arc::clone(&permits).try_acquire_owned() {
                     let router = router.clone();
                     tokio::spawn(async move {
-                        serve(stream, router).await;
+                        serve(stream, peer, router).await;
                         drop(permit);
                     });
                 }
@@ -213,12 +225,20 @@ async fn accept(listener: TcpListener, router: Router) {
     }
 }
 
-async fn serve(stream: TcpStream, router: Router) {
+/// Who asks: added to each request.
+#[derive(Clone, Copy, Debug)]
+struct Client(SocketAddr);
+
+async fn serve(stream: TcpStream, client: SocketAddr, router: Router) {
+    let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+        request.extensions_mut().insert(Client(client));
+        router.clone().call(request)
+    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(HEAD_BYTES_MAX)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+        .serve_connection(TokioIo::new(stream), service);
     // What a client does wrong is the client's: nothing is to be done about either error.
     let _ = timeout(CONNECTION_TIMEOUT, connection).await;
 }

@@ -11,7 +11,9 @@ fn start() -> (Admin, Arc<State>) {
     state.put_topic_labels(&["other".into(), "spam.>".into()]);
     state.put_series(&["other".into(), "indexer".into()]);
     let address = "127.0.0.1:0".parse().unwrap();
-    (Admin::start(address, Arc::clone(&state)).unwrap(), state)
+    let (reloads, _) = Requests::listen().unwrap();
+    let admin = Admin::start(address, Arc::clone(&state), reloads);
+    (admin.unwrap(), state)
 }
 
 fn send(admin: &Admin, bytes: &[u8]) -> TcpStream {

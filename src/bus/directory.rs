@@ -4,6 +4,7 @@
 //! [generation](Directory::generation), by which whoever remembers something of it sees that it
 //! is out of date.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::access::Access;
@@ -17,6 +18,17 @@ use super::subscribers::{
     bucket,
 };
 use super::{Settings, StaticSubscriber};
+
+/// What became of the static subscribers when the directory was configured anew.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reconfigured {
+    /// Those who went. Their places may be others' by now.
+    pub removed: Vec<SubscriberId>,
+    /// Those who kept their place and flow, and want something else now.
+    pub changed: Vec<SubscriberId>,
+    /// Those who came.
+    pub added: Vec<SubscriberId>,
+}
 
 /// The tables.
 #[derive(Debug)]
@@ -55,20 +67,74 @@ impl Directory {
         directory
     }
 
-    fn insert_static(&mut self, subscriber: &StaticSubscriber) {
-        let topics = subscriber.topics.iter().map(|topic| topic.as_str().into());
+    /// Puts other settings in the place of those before, in one go. A static subscriber of the
+    /// same name and address keeps its place and its flow. Leases and the series of names stay.
+    pub(super) fn reconfigure(&mut self, settings: &Settings) -> Reconfigured {
+        let wanted = &settings.subscribers;
+        self.access = settings.access.clone();
+        self.own_sources.clone_from(&settings.own_sources);
+        self.policies.replace(&settings.topic_policies);
+        let names = wanted.iter().map(|subscriber| subscriber.name.as_str());
+        self.series.reconfigure(names, settings.leased_series_max);
+        // Also where no subscriber changes: rights and policies are remembered by it, too.
+        self.generation += 1;
+        let (kept, removed) = self.sort_statics(wanted);
+        for id in &removed {
+            self.remove(*id);
+        }
+        let mut changes = Reconfigured {
+            removed,
+            ..Reconfigured::default()
+        };
+        for subscriber in wanted {
+            match kept.get(subscriber.name.as_str()) {
+                Some(id) if self.change(*id, &wanted_by(subscriber)) => changes.changed.push(*id),
+                Some(_) => {}
+                None => changes.added.push(self.insert_static(subscriber)),
+            }
+        }
+        changes
+    }
+
+    /// The static subscribers there are: those who stay, by name, and those who are to go.
+    fn sort_statics<'a>(
+        &self,
+        wanted: &'a [StaticSubscriber],
+    ) -> (HashMap<&'a str, SubscriberId>, Vec<SubscriberId>) {
+        let by_name = wanted.iter().map(|one| (one.name.as_str(), one));
+        let by_name: HashMap<_, _> = by_name.collect();
+        let (mut kept, mut removed) = (HashMap::new(), Vec::new());
+        let all = self.subscribers.iter();
+        for (id, subscriber) in all.filter(|(_, one)| matches!(one.tenure, Tenure::Static)) {
+            match by_name.get(&*subscriber.name) {
+                Some(one) if one.address == subscriber.address => {
+                    kept.insert(one.name.as_str(), id);
+                }
+                _ => removed.push(id),
+            }
+        }
+        (kept, removed)
+    }
+
+    fn insert_static(&mut self, subscriber: &StaticSubscriber) -> SubscriberId {
+        let Wanted {
+            name,
+            topics,
+            frame_bytes,
+            terms,
+        } = wanted_by(subscriber);
         let subscriber = Subscriber {
-            name: subscriber.name.as_str().into(),
-            series: self.series.assign(&subscriber.name),
-            frame_bytes: FrameBytes::choose(subscriber.frame_bytes_max, &subscriber.address),
+            series: self.series.assign(&name),
             address: subscriber.address.clone(),
-            topics: topics.collect(),
-            terms: subscriber.terms.clone(),
+            name,
+            topics,
+            frame_bytes,
+            terms,
             tenure: Tenure::Static,
             flow: Flow::default(),
             standing: Standing::default(),
         };
-        self.insert(subscriber);
+        self.insert(subscriber)
     }
 
     /// Adds a subscriber and says where.
@@ -232,5 +298,15 @@ impl Directory {
             Tenure::Static => true,
             Tenure::Lease(lease) => self.access.subscribe.rights(lease.peer).permit(topic),
         })
+    }
+}
+
+fn wanted_by(subscriber: &StaticSubscriber) -> Wanted {
+    let topics = subscriber.topics.iter();
+    Wanted {
+        name: subscriber.name.as_str().into(),
+        topics: topics.map(|topic| topic.as_str().into()).collect(),
+        frame_bytes: FrameBytes::choose(subscriber.frame_bytes_max, &subscriber.address),
+        terms: subscriber.terms.clone(),
     }
 }

@@ -66,6 +66,8 @@ pub enum LeaseEvent {
     Released(SubscriberId),
     /// Not renewed in time.
     Expired(SubscriberId),
+    /// Ended, because its holder may subscribe to nothing any more.
+    Revoked(SubscriberId),
     /// Refused.
     Refused(Reason),
     /// Not answered: the request was shorter than its answer, or its origin asks too often.
@@ -135,6 +137,27 @@ impl Leases {
         }
         self.remove(id, directory);
         Some(LeaseEvent::Expired(id))
+    }
+
+    /// Other bounds from now on. A lease that is past them stays till it ends.
+    pub fn reconfigure(&mut self, limits: LeaseLimits) {
+        self.limits = limits;
+    }
+
+    /// Ends the leases of those who may subscribe to nothing any more.
+    pub fn revoke(&mut self, directory: &mut Directory, events: &mut Vec<LeaseEvent>) {
+        let rules = &directory.access().subscribe;
+        let is_forbidden = |subscriber: &Subscriber| match &subscriber.tenure {
+            Tenure::Static => false,
+            Tenure::Lease(lease) => matches!(rules.rights(lease.peer), Rights::Nothing),
+        };
+        let all = directory.subscribers().iter();
+        let forbidden = all.filter(|(_, subscriber)| is_forbidden(subscriber));
+        let forbidden: Vec<_> = forbidden.map(|(id, _)| id).collect();
+        for id in forbidden {
+            self.remove(id, directory);
+            events.push(LeaseEvent::Revoked(id));
+        }
     }
 
     /// A request for a lease, or for more of it.

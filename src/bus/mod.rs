@@ -18,8 +18,9 @@
 //!    it is [`dropped`](FrameCopy::dropped) already, and tell [`Forwarder::handle_dropped`] of
 //!    each that was not sent. Then [`Forwarder::end_frames`].
 //! 4. [`Registrar::handle_control`] for each of [`Forwarder::controls`], and
-//!    [`Registrar::handle_timeout`]: the directory changes here and nowhere else. Answers come
-//!    out by [`Registrar::poll_answer`].
+//!    [`Registrar::handle_timeout`], and where the operator has decided otherwise
+//!    [`Registrar::reconfigure`]: the directory changes here and nowhere else. Answers come out
+//!    by [`Registrar::poll_answer`].
 //! 5. Sleep till a datagram comes or [`Registrar::poll_timeout`] is reached.
 //!
 //! `now` is the time since any fixed moment, by a clock that does not jump.

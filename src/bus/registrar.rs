@@ -13,12 +13,12 @@ use prost::Message;
 use super::access::Rights;
 use super::address::Address;
 use super::cookie::CookieJar;
-use super::directory::Directory;
+use super::directory::{Directory, Reconfigured};
 use super::forwarder::ControlMessage;
 use super::leases::{LeaseEvent, LeaseLimits, Leases, Request};
 use super::publishers::Heard;
 use super::throttle::Throttle;
-use super::{Random, nonzero};
+use super::{Random, Settings, nonzero};
 
 /// A control message for one address, to be sent from the listener that was asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -145,6 +145,20 @@ impl Registrar {
         while let Some(event) = self.leases.expire(now, directory) {
             events.push(event);
         }
+    }
+
+    /// Puts other settings in the place of those before. Leases stay, but for those whose holders
+    /// may subscribe to nothing any more: their ends are added to `events`.
+    pub fn reconfigure(
+        &mut self,
+        settings: &Settings,
+        directory: &mut Directory,
+        events: &mut Vec<LeaseEvent>,
+    ) -> Reconfigured {
+        let changes = directory.reconfigure(settings);
+        self.leases.reconfigure(settings.leases);
+        self.leases.revoke(directory, events);
+        changes
     }
 
     /// When [`Registrar::handle_timeout`] is to be called next, if nothing else happens.

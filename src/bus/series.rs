@@ -27,7 +27,9 @@ impl SeriesId {
 pub struct Series {
     by_name: HashMap<Arc<str>, SeriesId>,
     names: Vec<Arc<str>>,
-    names_max: usize,
+    /// How many of the names came by lease.
+    leased: usize,
+    leased_max: usize,
 }
 
 impl Series {
@@ -36,14 +38,26 @@ impl Series {
         let mut series = Self {
             by_name: HashMap::new(),
             names: Vec::new(),
-            names_max: usize::MAX,
+            leased: 0,
+            leased_max: 0,
         };
-        series.assign("other");
-        for name in static_names {
-            series.assign(name);
-        }
-        series.names_max = series.names.len().saturating_add(leased_max);
+        series.reconfigure(["other"].into_iter().chain(static_names), leased_max);
         series
+    }
+
+    /// Gives each of these names a series of its own, and from now on room for so many others in
+    /// all. What has a series keeps it, also past a lowered bound.
+    pub fn reconfigure<'a>(
+        &mut self,
+        static_names: impl IntoIterator<Item = &'a str>,
+        leased_max: usize,
+    ) {
+        for name in static_names {
+            if !self.by_name.contains_key(name) {
+                self.add(name);
+            }
+        }
+        self.leased_max = leased_max;
     }
 
     /// The series of a name, a new one while there is room.
@@ -54,12 +68,17 @@ impl Series {
         if let Some(id) = self.by_name.get(name) {
             return *id;
         }
+        if self.leased >= self.leased_max {
+            return SeriesId::OTHER;
+        }
+        self.leased += 1;
+        self.add(name)
+    }
+
+    fn add(&mut self, name: &str) -> SeriesId {
         let Some(id) = u32::try_from(self.names.len()).ok().map(SeriesId) else {
             return SeriesId::OTHER;
         };
-        if self.names.len() >= self.names_max {
-            return SeriesId::OTHER;
-        }
         let name: Arc<str> = name.into();
         self.names.push(Arc::clone(&name));
         self.by_name.insert(name, id);
@@ -86,5 +105,21 @@ mod tests {
         assert_eq!(series.assign(""), SeriesId::OTHER);
         assert_eq!(series.assign("a"), a, "what has a series keeps it");
         assert_eq!(series.names().len(), 4);
+    }
+
+    #[test]
+    fn a_bound_that_changes_takes_no_series_away() {
+        let mut series = Series::new(["indexer"], 1);
+        let a = series.assign("a");
+        series.reconfigure(["a", "counter"], 0);
+        assert_eq!(series.assign("a"), a);
+        let own = ["indexer", "counter"].map(|name| series.assign(name));
+        assert!(!own.contains(&SeriesId::OTHER) && own[0] != own[1]);
+        assert_eq!(series.assign("b"), SeriesId::OTHER);
+        series.reconfigure([], 2);
+        assert_ne!(series.assign("b"), SeriesId::OTHER);
+        assert_eq!(series.assign("c"), SeriesId::OTHER, "a came by lease, too");
+        let names: Vec<_> = series.names().iter().map(|name| &**name).collect();
+        assert_eq!(names, ["other", "indexer", "a", "counter", "b"]);
     }
 }

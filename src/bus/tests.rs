@@ -2,6 +2,7 @@
 
 use super::*;
 use access::{Effect, Rule, Rules};
+use directory::Reconfigured;
 use hailmary_proto::v1::frame::Control;
 use hailmary_proto::v1::refusal::Reason;
 use hailmary_proto::v1::{Challenge, Event, Frame, Lease, Ping, Stamp, Subscribe, Unsubscribe};
@@ -11,7 +12,7 @@ use policies::Priority;
 use proptest::prelude::*;
 use prost::Message;
 use publishers::Heard;
-use subscribers::{SubscriberId, Subscribers};
+use subscribers::{Subscriber, SubscriberId, Subscribers};
 use tally::EventTally;
 
 mod who_may;
@@ -816,4 +817,251 @@ fn an_answer_tells_what_went_to_the_subscriber_and_another_one_begins_anew() {
         panic!("another one has to prove itself");
     };
     assert_eq!(ask(6, &cookie).1, Some((this, 0, 0)));
+}
+
+fn static_subscriber(name: &str, port: u16, topics: &[&str]) -> StaticSubscriber {
+    StaticSubscriber {
+        name: name.to_owned(),
+        address: Address::Ip(([127, 0, 0, 1], port).into()),
+        topics: topics.iter().map(|&topic| topic.to_owned()).collect(),
+        frame_bytes_max: None,
+        terms: Terms::default(),
+    }
+}
+
+fn reconfigure(bus: &mut Bus, settings: &Settings) -> (Reconfigured, Vec<LeaseEvent>) {
+    let mut events = Vec::new();
+    let before = bus.directory.generation();
+    let changes = bus
+        .registrar
+        .reconfigure(settings, &mut bus.directory, &mut events);
+    assert!(bus.directory.generation() > before, "nothing is remembered");
+    (changes, events)
+}
+
+/// Who is sent an event of this topic: name, address, and how many went there before.
+fn sent_to(bus: &mut Bus, topic: &str) -> Vec<(String, String, u64)> {
+    let copies = publish(bus, &frame_of(&[topic]), &mut EventTally::default());
+    let subscribers = bus.directory.subscribers();
+    let mut all: Vec<_> = copies
+        .iter()
+        .map(|(id, frame)| {
+            let one = subscribers.get(*id).unwrap();
+            let sequence = frame.stamp.unwrap().sequence;
+            (one.name.to_string(), one.address.to_string(), sequence)
+        })
+        .collect();
+    all.sort();
+    all
+}
+
+#[test]
+fn static_subscribers_that_stay_keep_their_places_and_flows() {
+    let with = |subscribers: &[StaticSubscriber]| Settings {
+        subscribers: subscribers.to_vec(),
+        ..settings()
+    };
+    let mut bus = bus_of(with(&[
+        static_subscriber("gone", 1, &["a"]),
+        static_subscriber("same", 2, &["a"]),
+        static_subscriber("wider", 3, &["a"]),
+        static_subscriber("moved", 4, &["a"]),
+    ]));
+    let lease = leased(&mut bus, T0, HERE, &["a"]);
+    sent_to(&mut bus, "a");
+    let place = |bus: &Bus, name: &str| {
+        let mut all = bus.directory.subscribers().iter();
+        all.find(|(_, one)| &*one.name == name).unwrap().0
+    };
+    let names = ["same", "wider", "moved"];
+    let before = names.map(|name| place(&bus, name));
+    let mut wider = static_subscriber("wider", 3, &["a", "b"]);
+    wider.frame_bytes_max = Some(600);
+    let other = with(&[
+        static_subscriber("moved", 5, &["a"]),
+        static_subscriber("new", 6, &["a"]),
+        wider,
+        static_subscriber("same", 2, &["a"]),
+    ]);
+    let (changes, events) = reconfigure(&mut bus, &other);
+    assert_eq!(events, [], "leases stay");
+    let after = names.map(|name| place(&bus, name));
+    assert_eq!(after[..2], before[..2]);
+    assert_eq!(changes.changed, [before[1]]);
+    assert_eq!((changes.added.len(), changes.removed.len()), (2, 2));
+    let here = |name: &str, port: &str, before| {
+        (name.to_owned(), format!("udp://127.0.0.1:{port}"), before)
+    };
+    let expected = [
+        here("", "1000", 1),
+        here("moved", "5", 0),
+        here("new", "6", 0),
+        here("same", "2", 1),
+        here("wider", "3", 1),
+    ];
+    assert_eq!(sent_to(&mut bus, "a"), expected);
+    assert_eq!(sent_to(&mut bus, "b"), [here("wider", "3", 2)]);
+    let wider = bus.directory.subscribers().get(before[1]).unwrap();
+    assert_eq!(wider.frame_bytes.max, 600);
+    let series = bus.directory.series_names().len();
+
+    let (changes, _) = reconfigure(&mut bus, &other);
+    assert_eq!(changes, Reconfigured::default(), "nothing is new");
+    let (changes, _) = reconfigure(&mut bus, &settings());
+    assert_eq!(changes.removed.len(), 4);
+    assert_eq!(sent_to(&mut bus, "a"), [here("", "1000", 2)]);
+    assert_eq!(bus.directory.series_names().len(), series, "it only grows");
+    granted(&mut bus, T0, HERE, subscribe(&["a"], &lease.cookie));
+}
+
+#[test]
+fn leases_end_where_nothing_is_allowed_any_more_and_nowhere_else() {
+    let rules = |denied: &[(&str, &str)]| {
+        let denial = |(from, topic): &(&str, &str)| Rule {
+            from: vec![from.parse().unwrap()],
+            topics: vec![(*topic).to_owned()],
+            effect: Effect::Deny,
+        };
+        let denials = denied.iter().map(denial);
+        Rules(everybody().0.into_iter().chain(denials).collect())
+    };
+    let subscribing = |denied: &[(&str, &str)]| Settings {
+        access: Access {
+            publish: everybody(),
+            subscribe: rules(denied),
+        },
+        ..settings()
+    };
+    let mut bus = bus();
+    let (limited, forbidden) = ("127.0.0.2:1", "127.0.0.3:1");
+    let leases = [HERE, limited, forbidden].map(|from| leased(&mut bus, T0, from, &["*"]));
+    let id = |bus: &Bus, from: &str| {
+        let address = Address::Ip(from.parse().unwrap());
+        bus.directory.subscribers().leased(&address)
+    };
+    let before = [HERE, limited, forbidden].map(|from| id(&bus, from));
+    let mut other = subscribing(&[("127.0.0.2", "a"), ("127.0.0.3", ">")]);
+    // Under what stands: nobody is evicted by that.
+    other.leases.leases_max = 1;
+    other.leases.lease_ms = 1_000;
+    let (_, events) = reconfigure(&mut bus, &other);
+    assert_eq!(events, [LeaseEvent::Revoked(before[2].unwrap())]);
+    let after = [HERE, limited, forbidden].map(|from| id(&bus, from));
+    assert_eq!(after, [before[0], before[1], None]);
+    assert_eq!(sent_to(&mut bus, "a").len(), 1, "of what it may see alone");
+    assert_eq!(sent_to(&mut bus, "b").len(), 2);
+
+    let renewal = |n: usize| subscribe(&["*"], &leases[n].cookie);
+    assert_eq!(granted(&mut bus, T0, HERE, renewal(0)).lease_ms, 1_000);
+    let request = Control::Subscribe(renewal(2));
+    let reason = refusal(&mut bus, T0, forbidden, request);
+    assert_eq!(reason, Reason::NotAllowed);
+    let cookie = challenged(&mut bus, T0, "127.0.0.4:1", subscribe(&["*"], b""));
+    let request = Control::Subscribe(subscribe(&["*"], &cookie));
+    let reason = refusal(&mut bus, T0, "127.0.0.4:1", request);
+    assert_eq!(reason, Reason::Full, "till those that stand have ended");
+
+    // As many as ever of an origin whose lease was taken.
+    reconfigure(&mut bus, &subscribing(&[]));
+    for port in 1..=4 {
+        leased(&mut bus, T0, &format!("127.0.0.3:{port}"), &["*"]);
+    }
+    let nobody = Settings {
+        access: Access::default(),
+        ..settings()
+    };
+    let (_, events) = reconfigure(&mut bus, &nobody);
+    assert_eq!(events.len(), 6);
+    assert_eq!(bus.registrar.poll_timeout(), None, "no end is left behind");
+    assert_eq!(bus.directory.subscribers().leases(), 0);
+}
+
+#[test]
+fn a_right_to_publish_that_is_taken_is_not_remembered() {
+    let mut bus = bus_of(Settings {
+        subscribers: vec![static_subscriber("all", 1, &[">"])],
+        ..settings()
+    });
+    let from = Source::Ip(HERE.parse().unwrap());
+    let mut tally = EventTally::default();
+    assert_eq!(publish_from(&mut bus, from, &["a"], &mut tally), ["a"]);
+    let mut nobody = settings();
+    nobody.access.publish = Rules::default();
+    nobody.subscribers = vec![static_subscriber("all", 1, &[">"])];
+    reconfigure(&mut bus, &nobody);
+    assert!(publish_from(&mut bus, from, &["a"], &mut tally).is_empty());
+    assert_eq!(tally.events, 1, "the frame is dropped as a whole");
+}
+
+fn any_settings() -> impl Strategy<Value = Settings> {
+    let pattern = prop::sample::select(vec!["a", "a.>", "*.b", ">", "b"]);
+    let topics = prop::collection::vec(pattern.clone(), 1..3);
+    let group = prop::option::of(prop::sample::select(vec!["g", "h"]));
+    let rate = prop::option::of(1_000..1_002_u32);
+    let size = prop::option::of(600..700_u32);
+    let subscriber = (0..3_u16, topics, size, (group, rate));
+    let subscribers = prop::collection::btree_map(0..4_u8, subscriber, 0..4);
+    let policies = prop::sample::subsequence(vec!["a", "b.>", "a.*"], 0..3);
+    let denied = prop::option::of(pattern);
+    (subscribers, policies, denied).prop_map(|(subscribers, policies, denied)| {
+        let mut settings = settings();
+        for (name, (port, topics, size, (group, rate))) in subscribers {
+            let mut one = static_subscriber(&format!("s{name}"), port + 1, &topics);
+            one.frame_bytes_max = size;
+            one.terms.group = group.map(Into::into);
+            one.terms.events_per_second = rate;
+            settings.subscribers.push(one);
+        }
+        let policy = |pattern: &str| TopicPolicy {
+            pattern: pattern.to_owned(),
+            events_per_second: None,
+            priority: Priority::Normal,
+            age_max: None,
+        };
+        settings.topic_policies = policies.into_iter().map(policy).collect();
+        settings.access.publish.0.extend(denied.map(|topic| Rule {
+            from: vec!["127.0.0.0/8".parse().unwrap()],
+            topics: vec![topic.to_owned()],
+            effect: Effect::Deny,
+        }));
+        settings
+    })
+}
+
+proptest! {
+    #[test]
+    fn a_bus_configured_anew_does_as_one_that_always_was_so(
+        all in prop::collection::vec(any_settings(), 1..5)
+    ) {
+        let mut bus = bus();
+        let last = all.last().unwrap();
+        for settings in &all {
+            reconfigure(&mut bus, settings);
+        }
+        let mut fresh = bus_of(last.clone());
+        for topic in ["a", "a.b", "a.c", "b", "b.b", "c"] {
+            let from = Source::Ip(HERE.parse().unwrap());
+            let [deeds, fresh_deeds] = [&mut bus, &mut fresh].map(|bus| {
+                let mut tally = EventTally::default();
+                let sent = publish_from(bus, from, &[topic], &mut tally);
+                let labels = bus.directory.policies().labels();
+                let counted = tally.by_label.iter().zip(labels).filter(|(n, _)| **n > 0);
+                let counted: Vec<_> = counted.map(|(n, label)| (*n, label.to_string())).collect();
+                (sent, counted, tally.unmatched, tally.not_allowed, tally.copies)
+            });
+            prop_assert_eq!(deeds, fresh_deeds, "{}", topic);
+        }
+        let shown = |bus: &Bus| {
+            let groups = ["g", "h"].map(|group| bus.directory.members(group));
+            let all = bus.directory.subscribers().iter();
+            let show = |one: &Subscriber| {
+                let Subscriber { name, address, topics, frame_bytes, terms, .. } = one;
+                format!("{name} {address} {topics:?} {frame_bytes:?} {terms:?} {groups:?}")
+            };
+            let mut all: Vec<_> = all.map(|(_, one)| show(one)).collect();
+            all.sort();
+            all
+        };
+        prop_assert_eq!(shown(&bus), shown(&fresh));
+    }
 }

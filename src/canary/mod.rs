@@ -9,7 +9,8 @@
 //!
 //! All this is done by one thread, which sleeps but for its probes; without a canary there is
 //! neither thread nor socket. It shows its counts on a [`Board`] and tells the data threads
-//! nothing.
+//! nothing. Streams begin and end while it works, as listeners open and close; what a stream has
+//! counted stays.
 //!
 //! It is the one publisher of reserved topics, and is known by the address of its sockets: a port
 //! that it holds, or a path beside the listener's, where whoever may not create files cannot take
@@ -20,9 +21,10 @@ mod probes;
 
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -40,7 +42,7 @@ use crate::bus::limits::NETWORK_FRAME_BYTES;
 use crate::bus::subscribers::Terms;
 use crate::bus::tally::Histogram;
 use crate::net::event_loop::unix_nano;
-use crate::net::listener::{ListenAddress, Listener};
+use crate::net::listener::{ListenAddress, Listener, reachable};
 
 use probes::Probes;
 
@@ -60,8 +62,8 @@ const DATAGRAMS_MAX: usize = 64;
 /// The poll's token for the subscriber's socket.
 const RETURNED: Token = Token(0);
 
-/// The poll's token for the end.
-const STOP: Token = Token(1);
+/// The poll's token for changes and the end.
+const CHANGED: Token = Token(1);
 
 /// What became of one stream's probes.
 #[derive(Clone, Debug, Default)]
@@ -75,40 +77,54 @@ pub struct StreamCounts {
 }
 
 /// What the canary shows.
-#[derive(Debug)]
-pub struct Board {
-    interval: Duration,
-    streams: Mutex<Vec<StreamCounts>>,
+#[derive(Debug, Default)]
+pub struct Board(Mutex<Notes>);
+
+#[derive(Debug, Default)]
+struct Notes {
+    interval: Option<Duration>,
+    streams: Vec<Option<StreamCounts>>,
 }
 
 impl Board {
-    /// The time from one probe of a stream to the next.
+    /// The time from one probe of a stream to the next. None while there is no canary.
     #[must_use]
-    pub fn interval(&self) -> Duration {
-        self.interval
+    pub fn interval(&self) -> Option<Duration> {
+        self.lock().interval
     }
 
-    /// What became of each stream's probes, in the order of the listeners.
+    /// What became of each stream's probes, by the listeners' places. None of those that never
+    /// had a stream.
     #[must_use]
-    pub fn streams(&self) -> Vec<StreamCounts> {
-        self.lock().clone()
+    pub fn streams(&self) -> Vec<Option<StreamCounts>> {
+        self.lock().streams.clone()
+    }
+
+    fn set_interval(&self, interval: Option<Duration>) {
+        self.lock().interval = interval;
     }
 
     fn change(&self, stream: usize, change: impl FnOnce(&mut StreamCounts)) {
-        if let Some(counts) = self.lock().get_mut(stream) {
-            change(counts);
+        let streams = &mut self.lock().streams;
+        if streams.len() <= stream {
+            streams.resize(stream + 1, None);
+        }
+        if let Some(counts) = streams.get_mut(stream) {
+            change(counts.get_or_insert_default());
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<StreamCounts>> {
+    fn lock(&self) -> MutexGuard<'_, Notes> {
         // Integers are whole whatever happened to the thread that wrote them.
-        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Probes through one listener.
 #[derive(Debug)]
-struct Stream {
+pub struct Stream {
+    /// The listener's place.
+    number: usize,
     socket: Listener,
     source: Address,
     to: Address,
@@ -117,16 +133,38 @@ struct Stream {
 }
 
 impl Stream {
-    fn open(number: usize, listener: &Listener, id: u64) -> anyhow::Result<Self> {
-        let to = reachable(listener.address()?);
+    /// Opens a socket to the listener in this place, which has this address. `id` is random and
+    /// never 0.
+    ///
+    /// # Errors
+    ///
+    /// What the system refuses.
+    pub fn open(number: usize, listener: &Address, id: u64) -> anyhow::Result<Self> {
+        let to = match listener {
+            Address::Ip(ip) => Address::Ip(reachable(*ip)),
+            Address::Unix(_) => listener.clone(),
+        };
         let socket = Listener::bind(&beside(&to), UNUSED_BUFFER_BYTES)?;
         Ok(Self {
+            number,
             source: socket.address()?,
             socket,
             to,
             topic: format!("{NAME}.{number}"),
             probes: Probes::new(id),
         })
+    }
+
+    /// The place of the listener that it probes.
+    #[must_use]
+    pub fn number(&self) -> usize {
+        self.number
+    }
+
+    /// Where its probes come from.
+    #[must_use]
+    pub fn source(&self) -> &Address {
+        &self.source
     }
 
     /// Sends the next probe.
@@ -137,56 +175,64 @@ impl Stream {
     }
 }
 
-/// A canary with its sockets, not yet at work.
+/// What a canary is to do otherwise.
+#[derive(Debug)]
+pub struct Change {
+    /// Time from one probe of a stream to the next.
+    pub interval: Duration,
+    /// Streams that begin.
+    pub begin: Vec<Stream>,
+    /// Listeners, by their place, whose streams end. What is under way there is not awaited.
+    pub end: Vec<usize>,
+}
+
+/// A canary. It stops when it is dropped.
 #[derive(Debug)]
 pub struct Canary {
-    streams: Vec<Stream>,
-    subscriber: UdpSocket,
-    subscriber_address: SocketAddr,
-    poll: Poll,
+    changes: Option<Sender<Change>>,
     waker: Arc<Waker>,
+    subscriber: SocketAddr,
     board: Arc<Board>,
-    started: Instant,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Canary {
-    /// Opens its sockets: one to each listener, and one for the way back. `id` gives random
-    /// numbers, never 0.
+    /// Opens its subscriber's socket and starts its thread, which sleeps till there are streams.
     ///
     /// # Errors
     ///
     /// What the system refuses.
-    pub fn open(
-        listeners: &[Listener],
-        interval: Duration,
-        mut id: impl FnMut() -> anyhow::Result<u64>,
-    ) -> anyhow::Result<Self> {
-        let streams = listeners.iter().enumerate();
-        let streams = streams.map(|(number, listener)| Stream::open(number, listener, id()?));
-        let streams = streams.collect::<anyhow::Result<Vec<_>>>()?;
+    pub fn start(board: Arc<Board>) -> anyhow::Result<Self> {
         let mut subscriber = bind_subscriber()?;
         let poll = Poll::new()?;
         poll.registry()
             .register(&mut subscriber, RETURNED, Interest::READABLE)?;
-        Ok(Self {
-            board: Arc::new(Board {
-                interval,
-                streams: Mutex::new(vec![StreamCounts::default(); streams.len()]),
-            }),
-            subscriber_address: subscriber.local_addr()?,
-            waker: Arc::new(Waker::new(poll.registry(), STOP)?),
+        let waker = Arc::new(Waker::new(poll.registry(), CHANGED)?);
+        let (changes, changed) = mpsc::channel();
+        let address = subscriber.local_addr()?;
+        let watch = Watch {
+            streams: Vec::new(),
+            interval: Duration::ZERO,
+            next_probe: None,
+            changes: changed,
+            board: Arc::clone(&board),
             started: Instant::now(),
-            streams,
             subscriber,
             poll,
+        };
+        let run = move || {
+            if let Err(error) = watch.run() {
+                warn!(%error, "the canary has ended");
+            }
+        };
+        let thread = thread::Builder::new().name("canary".to_owned()).spawn(run);
+        Ok(Self {
+            changes: Some(changes),
+            subscriber: address,
+            thread: Some(thread.context("cannot start the canary")?),
+            waker,
+            board,
         })
-    }
-
-    /// Where its probes come from.
-    #[must_use]
-    pub fn sources(&self) -> Vec<Address> {
-        let sources = self.streams.iter().map(|stream| stream.source.clone());
-        sources.collect()
     }
 
     /// The subscriber that its probes go to.
@@ -194,59 +240,72 @@ impl Canary {
     pub fn subscriber(&self) -> StaticSubscriber {
         StaticSubscriber {
             name: NAME.to_owned(),
-            address: Address::Ip(self.subscriber_address),
+            address: Address::Ip(self.subscriber),
             topics: vec![format!("{NAME}.*")],
             frame_bytes_max: Some(NETWORK_FRAME_BYTES),
             terms: Terms::default(),
         }
     }
 
-    /// What it shows.
-    #[must_use]
-    pub fn board(&self) -> Arc<Board> {
-        Arc::clone(&self.board)
+    /// Has it do otherwise, with a probe of all streams at once.
+    pub fn change(&self, change: Change) {
+        self.board.set_interval(Some(change.interval));
+        for stream in &change.begin {
+            // Shown before its first probe, too.
+            self.board.change(stream.number, |_| {});
+        }
+        // Both fail only where the thread has ended, which was told then.
+        let _ = self.changes.as_ref().map(|changes| changes.send(change));
+        let _ = self.waker.wake();
     }
+}
 
-    /// Sends probes from a thread of its own till it is dropped.
-    ///
-    /// # Errors
-    ///
-    /// Where the system has no thread to give.
-    pub fn start(self) -> anyhow::Result<Running> {
-        let waker = Arc::clone(&self.waker);
-        info!(interval = ?self.board.interval, "canary watches");
-        let run = move || {
-            if let Err(error) = self.run() {
-                warn!(%error, "the canary has ended");
-            }
-        };
-        let thread = thread::Builder::new().name("canary".to_owned()).spawn(run);
-        let thread = thread.context("cannot start the canary")?;
-        Ok(Running {
-            waker,
-            thread: Some(thread),
-        })
+impl Drop for Canary {
+    fn drop(&mut self) {
+        drop(self.changes.take());
+        if self.waker.wake().is_ok()
+            && let Some(thread) = self.thread.take()
+        {
+            // It has failed only if the thread panicked, which was told then.
+            let _ = thread.join();
+        }
+        self.board.set_interval(None);
     }
+}
 
+/// What the canary's thread has for itself.
+#[derive(Debug)]
+struct Watch {
+    streams: Vec<Stream>,
+    interval: Duration,
+    /// None without streams.
+    next_probe: Option<Duration>,
+    changes: Receiver<Change>,
+    subscriber: UdpSocket,
+    poll: Poll,
+    board: Arc<Board>,
+    started: Instant,
+}
+
+impl Watch {
     fn run(mut self) -> io::Result<()> {
         let mut events = Events::with_capacity(2);
-        let mut next_probe = Duration::ZERO;
         let mut has_more = false;
         loop {
             let now = self.now();
-            if next_probe <= now {
+            if self.next_probe.is_some_and(|at| at <= now) {
                 self.send(now);
-                next_probe = now.saturating_add(self.board.interval);
+                self.next_probe = Some(now.saturating_add(self.interval));
             }
             let wait = match has_more {
-                true => Duration::ZERO,
-                false => self.next_end(next_probe).saturating_sub(self.now()),
+                true => Some(Duration::ZERO),
+                false => self.next_end().map(|end| end.saturating_sub(self.now())),
             };
-            match self.poll.poll(&mut events, Some(wait)) {
+            match self.poll.poll(&mut events, wait) {
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
                 _ => {}
             }
-            if events.iter().any(|event| event.token() == STOP) {
+            if events.iter().any(|event| event.token() == CHANGED) && !self.take_changes() {
                 return Ok(());
             }
             // What was late by now is given up after what had come is taken: so a canary that was
@@ -257,25 +316,48 @@ impl Canary {
         }
     }
 
+    /// Takes what changes there are, and says whether it is to go on.
+    fn take_changes(&mut self) -> bool {
+        loop {
+            match self.changes.try_recv() {
+                Ok(Change {
+                    interval,
+                    begin,
+                    end,
+                }) => {
+                    self.streams.retain(|stream| !end.contains(&stream.number));
+                    self.streams.extend(begin);
+                    self.interval = interval;
+                    self.next_probe = (!self.streams.is_empty()).then(|| self.now());
+                    info!(?interval, streams = self.streams.len(), "canary watches");
+                }
+                Err(TryRecvError::Empty) => return true,
+                Err(TryRecvError::Disconnected) => return false,
+            }
+        }
+    }
+
     fn send(&mut self, now: Duration) {
-        for (number, stream) in self.streams.iter_mut().enumerate() {
-            self.board.change(number, |counts| counts.sent += 1);
+        for stream in &mut self.streams {
+            self.board.change(stream.number, |counts| counts.sent += 1);
             stream.send(now);
         }
     }
 
     fn give_up(&mut self, now: Duration) {
-        for (number, stream) in self.streams.iter_mut().enumerate() {
+        for stream in &mut self.streams {
             match stream.probes.give_up(now) {
                 0 => {}
-                lost => self.board.change(number, |counts| counts.lost += lost),
+                lost => self
+                    .board
+                    .change(stream.number, |counts| counts.lost += lost),
             }
         }
     }
 
-    fn next_end(&self, next_probe: Duration) -> Duration {
+    fn next_end(&self) -> Option<Duration> {
         let ends = self.streams.iter().filter_map(|it| it.probes.next_end());
-        ends.fold(next_probe, Duration::min)
+        ends.chain(self.next_probe).min()
     }
 
     /// Takes what has come back, and says whether there may be more: the poll tells only once.
@@ -298,11 +380,11 @@ impl Canary {
             return;
         };
         for event in &frame.events {
-            for (number, stream) in self.streams.iter_mut().enumerate() {
+            for stream in &mut self.streams {
                 if let Some(latency) = stream.probes.end(now, &event.payload) {
                     let ns = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
                     self.board
-                        .change(number, |counts| counts.latency.record(ns, 1));
+                        .change(stream.number, |counts| counts.latency.record(ns, 1));
                 }
             }
         }
@@ -310,24 +392,6 @@ impl Canary {
 
     fn now(&self) -> Duration {
         self.started.elapsed()
-    }
-}
-
-/// A canary at work. It stops when this is dropped.
-#[derive(Debug)]
-pub struct Running {
-    waker: Arc<Waker>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        if self.waker.wake().is_ok()
-            && let Some(thread) = self.thread.take()
-        {
-            // It has failed only if the thread panicked, which was told then.
-            let _ = thread.join();
-        }
     }
 }
 
@@ -352,20 +416,6 @@ fn beside(to: &Address) -> ListenAddress {
     }
 }
 
-/// A listener's address as one that can be sent to.
-fn reachable(listener: Address) -> Address {
-    match listener {
-        Address::Ip(ip) if ip.ip().is_unspecified() => {
-            let loopback = match ip {
-                SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
-                SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
-            };
-            Address::Ip(SocketAddr::new(loopback, ip.port()))
-        }
-        other => other,
-    }
-}
-
 /// On loopback of whatever family this host has, also where the bus has Unix listeners alone.
 fn bind_subscriber() -> io::Result<UdpSocket> {
     UdpSocket::bind((Ipv4Addr::LOCALHOST, 0).into())
@@ -379,10 +429,24 @@ mod tests {
     /// How long any one condition may take.
     const PATIENCE: Duration = Duration::from_secs(60);
 
-    fn canary(listeners: &[Listener]) -> Canary {
-        let mut ids = 1..;
-        let id = || ids.next().context("there are enough");
-        Canary::open(listeners, Duration::from_secs(3_600), id).unwrap()
+    /// An hour and no less.
+    const INTERVAL: Duration = Duration::from_secs(3_600);
+
+    /// To these listeners, from their first place on.
+    fn streams(listeners: &[Listener]) -> Vec<Stream> {
+        let open = |(listener, number): (&Listener, u64)| {
+            let address = listener.address().unwrap();
+            Stream::open(usize::try_from(number).unwrap(), &address, number + 1).unwrap()
+        };
+        listeners.iter().zip(0..).map(open).collect()
+    }
+
+    fn begin(streams: Vec<Stream>) -> Change {
+        Change {
+            interval: INTERVAL,
+            begin: streams,
+            end: Vec::new(),
+        }
     }
 
     fn udp(address: &str) -> Listener {
@@ -392,7 +456,7 @@ mod tests {
     fn wait_for(board: &Board, is_wanted: impl Fn(&[StreamCounts]) -> bool) -> Vec<StreamCounts> {
         let start = Instant::now();
         loop {
-            let streams = board.streams();
+            let streams: Vec<_> = board.streams().into_iter().flatten().collect();
             if is_wanted(&streams) {
                 return streams;
             }
@@ -410,13 +474,14 @@ mod tests {
         // Both are bound, so that the kernel takes the probes, and never read: one probe is sent
         // back from here, twice, among what is none.
         let (dead, alive) = (udp("127.0.0.1:0"), udp("0.0.0.0:0"));
-        let canary = canary(&[dead, alive]);
-        let (board, subscriber) = (canary.board(), canary.subscriber_address);
+        let board = Arc::new(Board::default());
+        let canary = Canary::start(Arc::clone(&board)).unwrap();
+        let subscriber = canary.subscriber;
         let probe = Probes::new(2).begin(Duration::ZERO, "x", 1).encode_to_vec();
         let stranger = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-        let running = canary.start().unwrap();
+        canary.change(begin(streams(&[dead, alive])));
         wait_for(&board, |streams| {
-            streams.iter().all(|counts| counts.sent == 1)
+            streams.len() == 2 && streams.iter().all(|counts| counts.sent == 1)
         });
         for noise in [&b""[..], b"\xff", &[0; 5_000], &probe, &probe] {
             stranger.send_to(noise, subscriber).unwrap();
@@ -430,7 +495,27 @@ mod tests {
             (streams[1].sent, streams[1].lost, returned(&streams[1])),
             (1, 0, 1)
         );
-        drop(running);
+        assert_eq!(board.interval(), Some(INTERVAL));
+        drop(canary);
+        assert_eq!(board.interval(), None);
+    }
+
+    #[test]
+    fn streams_end_and_begin_again_and_counts_go_on() {
+        let board = Arc::new(Board::default());
+        let canary = Canary::start(Arc::clone(&board)).unwrap();
+        let listeners = [udp("127.0.0.1:0"), udp("127.0.0.1:0")];
+        canary.change(begin(streams(&listeners)));
+        let sent = |streams: &[StreamCounts]| streams.iter().map(|it| it.sent).collect::<Vec<_>>();
+        wait_for(&board, |streams| sent(streams) == [1, 1]);
+        canary.change(Change {
+            end: vec![0],
+            ..begin(Vec::new())
+        });
+        wait_for(&board, |streams| sent(streams) == [1, 2]);
+        let [first, _] = listeners;
+        canary.change(begin(streams(&[first])));
+        wait_for(&board, |streams| sent(streams) == [2, 3]);
     }
 
     #[test]
@@ -439,8 +524,8 @@ mod tests {
         let path = directory.path().join("bus.sock");
         let unix = Listener::bind(&ListenAddress::Unix(path), 1 << 16).unwrap();
         let beside = directory.path().join("bus.sock.canary");
-        let canary = canary(&[unix, udp("127.0.0.1:0"), udp("0.0.0.0:0")]);
-        let sources = canary.sources();
+        let streams = streams(&[unix, udp("127.0.0.1:0"), udp("0.0.0.0:0")]);
+        let sources: Vec<_> = streams.iter().map(|it| it.source().clone()).collect();
         assert_eq!(
             sources[0],
             Address::Unix(beside.as_os_str().as_bytes().into())
@@ -450,7 +535,7 @@ mod tests {
         }
         assert_ne!(sources[1], sources[2]);
         assert!(beside.exists());
-        drop(canary);
+        drop(streams);
         assert!(!beside.exists(), "removed at the end");
     }
 }

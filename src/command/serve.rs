@@ -1,9 +1,6 @@
 //! `hailmary serve`: a bus, from its configuration to its last word.
 
 use std::io::{self, Write};
-use std::iter;
-use std::net::{SocketAddr, ToSocketAddrs};
-use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, RwLock};
@@ -12,27 +9,29 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use signal_hook::consts::{SIGINT, SIGTERM};
-use toml::Spanned;
 use tracing::{Level, info, warn};
 
 use crate::admin::Admin;
-use crate::bus::access::Access;
-use crate::bus::{self, Registrar};
-use crate::canary::Canary;
-use crate::config::{Config, ConfigError, Plan};
+use crate::bus::{self, Registrar, Settings};
+use crate::canary::{Board, Canary, Stream};
+use crate::config::Plan;
 use crate::ledger::Totals;
 use crate::logging::{self, Format};
 use crate::net::account::Account;
 use crate::net::egress::Egress;
 use crate::net::event_loop::{self, EventLoop, Parts, Shared};
 use crate::net::listener::Listener;
-use crate::net::sys::{self, Ask};
+use crate::net::sys;
+use crate::reload::{Bell, Opened, Reloader, Requests, Running, Source, open_streams};
 use crate::state::{ListenerInfo, Phase, State};
 
 /// Runs a bus: with no flags at all, a useful one on loopback.
+///
+/// SIGTERM and SIGINT stop it. SIGHUP has it read its configuration anew: where that is right it
+/// is put in use as a whole, without a loss, and where it is not the old one stays in use.
 #[derive(Debug, clap::Args)]
 pub struct Serve {
-    /// Configuration, in TOML.
+    /// Configuration, in TOML. Read again at each SIGHUP.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Listen here and not where the configuration says: HOST:PORT, udp://HOST:PORT or
@@ -58,52 +57,30 @@ impl Serve {
     ///
     /// # Errors
     ///
-    /// A [`ConfigError`] where the configuration is at fault, else what the system refused.
+    /// A [`ConfigError`](crate::config::ConfigError) where the configuration is at fault, else
+    /// what the system refused.
     pub fn run(&self) -> anyhow::Result<()> {
-        let (config, plan) = self.configure()?;
+        // Before all else: from here on a SIGHUP does not end the process.
+        let reloads = Requests::listen().context("cannot listen for signals")?;
+        let admin = self.admin.as_deref();
+        let source = Source::new(self.config.clone(), &self.listen, admin);
+        let (config, plan) = source.read()?;
         if self.print_config {
             io::stdout().write_all(toml::to_string(&config)?.as_bytes())?;
             return Ok(());
         }
         logging::start(self.log_format, self.log_level);
-        serve(plan)
-    }
-
-    fn configure(&self) -> Result<(Config, Plan), ConfigError> {
-        let mut config = match &self.config {
-            Some(file) => Config::load(file)?.0,
-            None => Config::default(),
-        };
-        if !self.listen.is_empty() {
-            (config.listen.udp, config.listen.unix) = (Vec::new(), Vec::new());
-        }
-        for address in &self.listen {
-            match address.strip_prefix("unix://") {
-                Some(path) => config.listen.unix.push(Spanned::new(0..0, path.into())),
-                None => config.listen.udp.push(Spanned::new(0..0, numeric(address))),
-            }
-        }
-        if let Some(admin) = &self.admin {
-            config.listen.admin = Spanned::new(0..0, numeric(admin));
-        }
-        // Lines mean nothing any more where flags were put in: the file itself was checked above.
-        let plan = config.check("command line", "")?;
-        Ok((config, plan))
+        serve(plan, source, reloads)
     }
 }
 
-/// HOST:PORT with the name resolved; what is no such thing is left for the check to refuse.
-fn numeric(address: &str) -> String {
-    let address = address.strip_prefix("udp://").unwrap_or(address);
-    let resolved = address
-        .to_socket_addrs()
-        .ok()
-        .and_then(|mut all| all.next());
-    resolved.map_or(address.to_owned(), |ip: SocketAddr| ip.to_string())
-}
-
-/// Runs a bus till SIGTERM or SIGINT.
-pub(super) fn serve(mut plan: Plan) -> anyhow::Result<()> {
+/// Runs a bus till SIGTERM or SIGINT. Its plan was read from the source, and is again when a reload
+/// is asked for.
+pub(super) fn serve(
+    plan: Plan,
+    source: Source,
+    (requests, bell): (Arc<Requests>, Bell),
+) -> anyhow::Result<()> {
     let stops = (0..plan.workers).map(|_| stop_signals());
     let stops: io::Result<Vec<_>> = stops.collect();
     let stops = stops.context("cannot listen for signals")?;
@@ -111,30 +88,32 @@ pub(super) fn serve(mut plan: Plan) -> anyhow::Result<()> {
         // It works with the old one, for fewer subscribers over Unix sockets.
         warn!(%error, "cannot raise the limit of open files");
     }
-    let listeners = bind(&plan)?;
+    let opened = plan.listen.iter().map(|wanted| Opened::open(wanted, &plan));
+    let mut opened = opened.collect::<anyhow::Result<Vec<_>>>()?;
     // Fails once, here, on a system without randomness, so that it never does later.
     random().context("the system has no randomness")?;
-    let source = Box::new(|| random().unwrap_or_else(|_| std::process::abort()));
-    let canary = canary(&mut plan, listeners.first().map_or(&[], Vec::as_slice))?;
-    let workers = listeners.len();
+    let source_of_bytes = Box::new(|| random().unwrap_or_else(|_| std::process::abort()));
+    let board = Arc::default();
+    let probes = probes(&plan, &opened, &board)?;
+    let settings = with_probes(&plan.settings, probes.as_ref());
+    let workers = stops.len();
     let bus::Parts {
         directory,
         registrar,
         workers: forwarders,
-    } = bus::open(&plan.settings, workers, Duration::ZERO, source);
+    } = bus::open(&settings, workers, Duration::ZERO, source_of_bytes);
     let (forwarders, publishers): (Vec<_>, Vec<_>) = forwarders.into_iter().unzip();
-    let infos = listener_infos(&listeners)?;
+    let infos = opened.iter_mut().map(listener_info).collect();
     let mut state = State::new(registrar.bus(), infos, workers);
-    state.canary = canary.as_ref().map(Canary::board);
+    state.canary = board;
     let state = Arc::new(state);
     event_loop::show_all(&state, &directory);
     let mut parts = Vec::new();
-    let each = listeners.into_iter().zip(forwarders).zip(stops);
-    for (worker, ((listeners, forwarder), stop)) in each.enumerate() {
+    for (worker, (forwarder, stop)) in forwarders.into_iter().zip(stops).enumerate() {
         parts.push(Parts {
             worker,
             forwarder,
-            listeners,
+            listeners: take_share(&mut opened, worker),
             egress: Egress::open(plan.send_buffer_bytes)
                 .context("cannot open a socket to send by")?,
             stop,
@@ -142,39 +121,50 @@ pub(super) fn serve(mut plan: Plan) -> anyhow::Result<()> {
             state: Arc::clone(&state),
         });
     }
+    let loops = event_loops(parts, registrar)?;
+    requests.offer(plan.admin_reload);
     let admin = plan
         .admin
-        .map(|address| Admin::start(address, Arc::clone(&state)))
+        .map(|address| Admin::start(address, Arc::clone(&state), Arc::clone(&requests)))
         .transpose()?;
 
-    for listener in &state.listeners {
-        info!(address = listener.name, "listening");
-    }
-    if let Some(admin) = &admin {
-        info!(address = %format_args!("http://{}", admin.address()), "admin listening");
-    }
+    say_addresses(&state, admin.as_ref());
     state.set_phase(Phase::Ready);
-    let canary = canary.map(Canary::start).transpose()?;
+    let threads = loops.iter().map(EventLoop::orders);
+    let threads = threads.collect::<io::Result<_>>()?;
+    let listening = opened.iter().map(|one| (&one.wanted, one.address.clone()));
+    let running = Running::new(plan, Arc::clone(&state), threads, listening, probes);
+    let reloader = Reloader::start(source, running, requests, bell, Arc::clone(&state))
+        .context("cannot start a thread to reload by")?;
     let shared = Shared {
         directory: RwLock::new(directory),
         publishers: publishers.into_iter().map(Mutex::new).collect(),
     };
-    run(parts, registrar, &shared)?;
-    drop(canary);
+    run(loops, &shared)?;
+    drop(reloader);
     say_totals(&state, admin.map(Admin::stop));
     Ok(())
 }
 
-/// Runs all data threads, the first one in this very thread, till they stop.
-fn run(parts: Vec<Parts>, registrar: Registrar, shared: &Shared) -> anyhow::Result<()> {
+/// The loops of all data threads: the first one has the registrar.
+fn event_loops(parts: Vec<Parts>, registrar: Registrar) -> anyhow::Result<Vec<EventLoop>> {
     let mut parts = parts.into_iter();
     let first = parts.next().context("there is at least one worker")?;
-    let first = EventLoop::with_registrar(first, registrar)?;
-    let others = parts
-        .map(|parts| first.beside(parts))
-        .collect::<io::Result<Vec<_>>>()?;
+    let mut loops = vec![EventLoop::with_registrar(first, registrar)?];
+    for parts in parts {
+        let first = loops.first().context("the first was made above")?;
+        let other = first.beside(parts)?;
+        loops.push(other);
+    }
+    Ok(loops)
+}
+
+/// Runs all data threads, the first one in this very thread, till they stop.
+fn run(loops: Vec<EventLoop>, shared: &Shared) -> anyhow::Result<()> {
     let work = |event_loop: EventLoop| move || Ok(event_loop.run(shared)?);
-    run_together(work(first), others.into_iter().map(work))
+    let mut works = loops.into_iter().map(work);
+    let first = works.next().context("there is at least one worker")?;
+    run_together(first, works)
 }
 
 /// Runs the first here and the others in threads of their own. The end of one is the end of all.
@@ -214,19 +204,29 @@ impl Drop for StopAll {
     }
 }
 
-/// A canary for these listeners, if the plan has one, made known to the core.
-fn canary(plan: &mut Plan, listeners: &[Listener]) -> anyhow::Result<Option<Canary>> {
-    let Some(interval) = plan.canary_interval else {
+/// A canary with its streams to these listeners, if the plan has one.
+fn probes(
+    plan: &Plan,
+    listeners: &[Opened],
+    board: &Arc<Board>,
+) -> anyhow::Result<Option<(Canary, Vec<Stream>)>> {
+    if plan.canary_interval.is_none() {
         return Ok(None);
-    };
-    let canary = Canary::open(listeners, interval, || {
-        let [a, b, c, d, e, f, g, h, ..] = random()?;
-        Ok(u64::from_le_bytes([a, b, c, d, e, f, g, h]).max(1))
-    });
-    let canary = canary.context("cannot open a canary")?;
-    plan.settings.own_sources = canary.sources();
-    plan.settings.subscribers.push(canary.subscriber());
-    Ok(Some(canary))
+    }
+    let addresses = listeners.iter().map(|listener| &listener.address);
+    let streams = open_streams(addresses.enumerate())?;
+    let canary = Canary::start(Arc::clone(board)).context("cannot open a canary")?;
+    Ok(Some((canary, streams)))
+}
+
+/// These settings with a canary's part in them.
+fn with_probes(settings: &Settings, probes: Option<&(Canary, Vec<Stream>)>) -> Settings {
+    let mut settings = settings.clone();
+    if let Some((canary, streams)) = probes {
+        settings.own_sources = streams.iter().map(Stream::source).cloned().collect();
+        settings.subscribers.push(canary.subscriber());
+    }
+    settings
 }
 
 fn random() -> Result<[u8; 16], getrandom::Error> {
@@ -244,66 +244,29 @@ fn stop_signals() -> io::Result<UnixStream> {
     Ok(reader)
 }
 
-/// What the rules of access want to know of each datagram.
-fn ask(access: &Access) -> Ask {
-    match access.names_users() {
-        true => Ask::Credentials,
-        false => Ask::Source,
-    }
+/// One data thread's sockets.
+fn take_share(opened: &mut [Opened], worker: usize) -> Vec<Option<Listener>> {
+    let own = |listener: &mut Opened| listener.sockets.get_mut(worker).and_then(Option::take);
+    opened.iter_mut().map(own).collect()
 }
 
-/// The sockets of each worker: the first has all, the others their own ones on its UDP ports. If
-/// there are no such ports there is one worker.
-fn bind(plan: &Plan) -> anyhow::Result<Vec<Vec<Listener>>> {
-    let mut listeners = Vec::new();
-    for address in &plan.listen {
-        let mut listener = Listener::bind(address, plan.receive_buffer_bytes)?;
-        let ask = listener.set_ask(ask(&plan.settings.access));
-        ask.context("cannot have the system tell who sends over a Unix socket")?;
-        let buffer = listener.buffer();
-        if buffer.granted < buffer.wanted {
-            warn!(
-                address = listener.name(),
-                wanted = buffer.wanted,
-                granted = buffer.granted,
-                "the receive buffer is smaller than wanted: raise net.core.rmem_max, \
-                 or give this program CAP_NET_ADMIN"
-            );
-        }
-        listeners.push(listener);
-    }
-    let mut others = Vec::new();
-    for _ in 1..plan.workers {
-        let shared = listeners.iter().filter_map(|l| l.share().transpose());
-        let shared = shared.collect::<Result<Vec<_>, _>>()?;
-        if !shared.is_empty() {
-            others.push(shared);
-        }
-    }
-    Ok(iter::once(listeners).chain(others).collect())
+fn listener_info(opened: &mut Opened) -> ListenerInfo {
+    let handles = std::mem::take(&mut opened.handles);
+    ListenerInfo::new(&opened.name, opened.buffer, Account::open(handles))
 }
 
-fn listener_infos(workers: &[Vec<Listener>]) -> io::Result<Vec<ListenerInfo>> {
-    let info = |(index, listener): (usize, &Listener)| {
-        let shared = || workers.iter().filter_map(|listeners| listeners.get(index));
-        let handles = shared().map(|listener| listener.as_fd().try_clone_to_owned());
-        let handles: Vec<_> = handles.collect::<io::Result<_>>()?;
-        let buffers = shared().map(Listener::buffer);
-        Ok(ListenerInfo {
-            name: listener.name().to_owned(),
-            buffer: buffers
-                .min_by_key(|buffer| buffer.granted)
-                .unwrap_or(listener.buffer()),
-            account: Account::open(handles),
-        })
-    };
-    let all = workers.iter().take(1).flatten();
-    all.enumerate().map(info).collect()
+fn say_addresses(state: &State, admin: Option<&Admin>) {
+    for listener in state.listeners() {
+        info!(address = listener.name, "listening");
+    }
+    if let Some(admin) = admin {
+        info!(address = %format_args!("http://{}", admin.address()), "admin listening");
+    }
 }
 
 /// The last word: what came, what went, what was lost.
 fn say_totals(state: &State, taken: Option<Totals>) {
-    let mut totals = taken.unwrap_or_else(|| Totals::new(state.listeners.len()));
+    let mut totals = taken.unwrap_or_else(|| Totals::new(state.listeners().len()));
     state.mailbox.take_into(&mut totals);
     let counts = &totals.counts;
     info!(

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::sys::{self, SocketMemory};
 
@@ -24,13 +24,21 @@ pub struct Reading {
 }
 
 /// Second handles of the sockets of one listener, one for each data thread that listens there.
+/// When the listener closes they are let go, and what was counted stays.
 #[derive(Debug)]
-pub struct Account(Vec<Socket>);
+pub struct Account(Mutex<Books>);
+
+#[derive(Debug)]
+struct Books {
+    sockets: Vec<Socket>,
+    /// What closed sockets dropped. None where the system does not tell.
+    past_drops: Option<u64>,
+}
 
 #[derive(Debug)]
 struct Socket {
     handle: OwnedFd,
-    drops: Mutex<Drops>,
+    drops: Drops,
 }
 
 /// The kernel's count, which wraps, made one that does not.
@@ -48,47 +56,83 @@ impl Drops {
     }
 }
 
-impl Account {
-    /// Begins with a first reading: what an inherited socket had dropped before is not counted.
-    pub fn open(handles: impl IntoIterator<Item = OwnedFd>) -> Self {
-        let sockets = handles.into_iter().map(|handle| {
-            let last = sys::socket_memory(handle.as_fd()).map_or(0, |memory| memory.drops);
-            let drops = Mutex::new(Drops { last, total: 0 });
-            Socket { handle, drops }
-        });
-        Self(sockets.collect())
+impl Socket {
+    fn open(handle: OwnedFd) -> Self {
+        let last = sys::socket_memory(handle.as_fd()).map_or(0, |memory| memory.drops);
+        let drops = Drops { last, total: 0 };
+        Self { handle, drops }
     }
+}
 
-    /// How many sockets there are.
-    #[must_use]
-    pub fn sockets(&self) -> usize {
-        self.0.len()
-    }
-
-    /// The numbers of the sockets, by which the kernel's lists name them. None that cannot be had.
-    pub fn inodes(&self) -> impl Iterator<Item = u64> {
-        let inode = |socket: &Socket| {
-            let socket = File::from(socket.handle.try_clone()?);
-            socket.metadata().map(|metadata| metadata.ino())
+impl Books {
+    fn read(&mut self) -> Option<Reading> {
+        let past = Reading {
+            drops: self.past_drops?,
+            ..Reading::default()
         };
-        self.0.iter().map(inode).filter_map(io::Result::ok)
-    }
-
-    /// All sockets together, where the system keeps such an account.
-    pub fn read(&self) -> Option<Reading> {
-        self.0.iter().try_fold(Reading::default(), |sum, socket| {
+        self.sockets.iter_mut().try_fold(past, |sum, socket| {
             let SocketMemory {
                 receive_used_bytes,
                 receive_buffer_bytes,
                 drops,
             } = sys::socket_memory(socket.handle.as_fd())?;
-            let mut total = socket.drops.lock().unwrap_or_else(PoisonError::into_inner);
             Some(Reading {
                 used_bytes: sum.used_bytes.saturating_add(receive_used_bytes),
                 size_bytes: sum.size_bytes.saturating_add(receive_buffer_bytes),
-                drops: sum.drops + total.read(drops),
+                drops: sum.drops + socket.drops.read(drops),
             })
         })
+    }
+}
+
+impl Account {
+    /// Begins with a first reading: what an inherited socket had dropped before is not counted.
+    pub fn open(handles: impl IntoIterator<Item = OwnedFd>) -> Self {
+        Self(Mutex::new(Books {
+            sockets: handles.into_iter().map(Socket::open).collect(),
+            past_drops: Some(0),
+        }))
+    }
+
+    /// Goes on with other sockets.
+    pub fn reopen(&self, handles: impl IntoIterator<Item = OwnedFd>) {
+        let mut books = self.books();
+        books.sockets.extend(handles.into_iter().map(Socket::open));
+    }
+
+    /// Reads a last time and lets the sockets go.
+    pub fn close(&self) {
+        let mut books = self.books();
+        books.past_drops = books.read().map(|reading| reading.drops);
+        books.sockets.clear();
+    }
+
+    /// How many sockets there are.
+    #[must_use]
+    pub fn sockets(&self) -> usize {
+        self.books().sockets.len()
+    }
+
+    /// The numbers of the sockets, by which the kernel's lists name them. None that cannot be had.
+    #[must_use]
+    pub fn inodes(&self) -> Vec<u64> {
+        let inode = |socket: &Socket| {
+            let socket = File::from(socket.handle.try_clone()?);
+            socket.metadata().map(|metadata| metadata.ino())
+        };
+        let books = self.books();
+        let inodes = books.sockets.iter().map(inode);
+        inodes.filter_map(io::Result::ok).collect()
+    }
+
+    /// All sockets together, where the system keeps such an account.
+    pub fn read(&self) -> Option<Reading> {
+        self.books().read()
+    }
+
+    fn books(&self) -> MutexGuard<'_, Books> {
+        // Counts are whole whatever happened to the thread that wrote them.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -130,5 +174,16 @@ mod tests {
         let reading = account.read().unwrap();
         assert_eq!(reading.drops, u64::from(drops));
         assert!(reading.used_bytes > 0 && reading.size_bytes > 0);
+
+        account.close();
+        let closed = Reading {
+            drops: reading.drops,
+            ..Reading::default()
+        };
+        assert_eq!((account.read(), account.sockets()), (Some(closed), 0));
+        account.reopen([inherited.try_clone().unwrap().into()]);
+        let more = overflow();
+        let all = account.read().unwrap().drops;
+        assert_eq!(all, u64::from(drops) + u64::from(more), "counts go on");
     }
 }

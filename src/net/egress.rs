@@ -20,7 +20,7 @@ use crate::bus::{CopyDrop, Directory, Forwarder, FrameCopy};
 use crate::ledger::Ledger;
 
 use super::address::{canonical, to_sockaddr};
-use super::listener::open_egress;
+use super::listener::{open_egress, resize_egress};
 use super::sys::{
     NoSegments, Outgoing, Refusal, SEND_BATCH_MAX, SegmentRing, SendRing, takes_segments,
 };
@@ -247,6 +247,27 @@ impl Egress {
         let result = self.open_and_close(directory.subscribers());
         self.retry_at = result.is_err().then(|| now + RETRY);
         result
+    }
+
+    /// Gives all sockets another send buffer, and those to come.
+    ///
+    /// # Errors
+    ///
+    /// What the system says of one of them, whose buffer is left as it was.
+    pub fn resize(&mut self, send_buffer_bytes: usize) -> io::Result<()> {
+        if self.send_buffer_bytes == send_buffer_bytes {
+            return Ok(());
+        }
+        self.send_buffer_bytes = send_buffer_bytes;
+        let Ways {
+            ipv4, ipv6, peers, ..
+        } = &self.ways;
+        let unix = peers.iter().flatten().filter_map(|peer| match &peer.way {
+            Way::Unix(socket) => Some(socket),
+            Way::Ipv4 | Way::Ipv6 => None,
+        });
+        let mut all = ipv4.iter().chain(ipv6).chain(unix);
+        all.try_for_each(|socket| resize_egress(socket, send_buffer_bytes))
     }
 
     /// When to [`follow`](Self::follow) again, though the directory has not changed.

@@ -3,7 +3,8 @@
 //! Owns its sockets, the clock and its books, and decides nothing about events. One error of one
 //! socket or peer never ends it. Where there are several, the kernel deals publishers out among
 //! them; all read one directory, for which the first has the registrar: control messages that
-//! come to others are passed on to it.
+//! come to others are passed on to it. What the operator changes while it runs comes as orders,
+//! carried out between two turns.
 
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd};
@@ -15,24 +16,27 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use hailmary_proto::flow::{FlowCounts, Tracker};
 use hailmary_proto::v1::Stamp;
 use mio::unix::SourceFd;
-use mio::{Events, Interest, Poll, Token};
+use mio::{Events, Interest, Poll, Token, Waker};
 use tracing::warn;
 
 use crate::bus::leases::LeaseEvent;
 use crate::bus::overload::{Fill, Overload};
 use crate::bus::publishers::{Heard, Publishers};
 use crate::bus::subscribers::{Subscriber, SubscriberId, Tenure};
-use crate::bus::{Arrival, ControlMessage, Directory, Forwarder, FrameDrop, Registrar};
+use crate::bus::{Arrival, ControlMessage, Directory, Forwarder, FrameDrop, Registrar, Settings};
 use crate::ledger::Ledger;
 use crate::logging::{Recurring, Suppressor};
 use crate::state::{Kind, Phase, State, SubscriberInfo};
 
 use super::batch_size::BatchSize;
-use super::control_queue::{ControlSender, MESSAGES_MAX, control_queue};
+use super::control_queue::{
+    Clear, ControlSender, Done, Equipment, MESSAGES_MAX, Order, OrderSender, Task, control_queue,
+    order_queue,
+};
 use super::egress::Egress;
 use super::linger::{Found, Linger};
-use super::listener::Listener;
-use super::sys::{self, ReceiveRing};
+use super::listener::{Buffer, Listener};
+use super::sys::{self, Ask, ReceiveRing};
 
 /// Turns between two looks at the poll while datagrams keep coming: a signal, and a listener
 /// that was idle, wait no longer than this many batches.
@@ -51,8 +55,8 @@ const DRAIN_TURNS_MAX: usize = 8_192;
 /// The poll's token for signals; listeners have their index.
 const SIGNALS: Token = Token(usize::MAX);
 
-/// The poll's token for control messages from other data threads.
-const CONTROLS: Token = Token(usize::MAX - 1);
+/// The poll's token for control messages from other data threads, and for orders.
+const WOKEN: Token = Token(usize::MAX - 1);
 
 /// What a data thread has for itself.
 #[derive(Debug)]
@@ -61,8 +65,9 @@ pub struct Parts {
     pub worker: usize,
     /// Its way of events.
     pub forwarder: Forwarder,
-    /// Bound sockets, in the order of the state's listeners.
-    pub listeners: Vec<Listener>,
+    /// Bound sockets, by their place among the state's listeners: none where it has closed, or is
+    /// another data thread's alone.
+    pub listeners: Vec<Option<Listener>>,
     /// Sockets to send by.
     pub egress: Egress,
     /// Becomes readable when the process is to stop.
@@ -149,7 +154,11 @@ pub struct EventLoop {
     parts: Parts,
     controls: Controls,
     poll: Poll,
-    /// Whether a listener may have more, by index: the poll tells only once.
+    orders: Receiver<Task>,
+    order_sender: OrderSender,
+    /// Whether there may be orders.
+    is_woken: bool,
+    /// Whether a listener may have more, by place: the poll tells only once.
     readable: Vec<bool>,
     ring: ReceiveRing,
     batch_size: BatchSize,
@@ -179,15 +188,15 @@ impl EventLoop {
     ///
     /// Where the system has no poll to give.
     pub fn with_registrar(parts: Parts, registrar: Registrar) -> io::Result<Self> {
-        let poll = Poll::new()?;
-        let (sender, others) = control_queue(&poll, CONTROLS)?;
+        let (poll, waker) = poll()?;
+        let (sender, others) = control_queue(&waker);
         let registrar = Box::new(registrar);
         let controls = Controls::Registrar {
             registrar,
             others,
             sender,
         };
-        Self::new(parts, poll, controls)
+        Self::new(parts, poll, &waker, controls)
     }
 
     /// Another data thread, which passes control messages on to this one.
@@ -197,21 +206,26 @@ impl EventLoop {
     /// Where the system has no poll to give.
     pub fn beside(&self, parts: Parts) -> io::Result<Self> {
         let (Controls::Registrar { sender, .. } | Controls::Elsewhere(sender)) = &self.controls;
-        Self::new(parts, Poll::new()?, Controls::Elsewhere(sender.clone()))
+        let (poll, waker) = poll()?;
+        Self::new(parts, poll, &waker, Controls::Elsewhere(sender.clone()))
     }
 
-    fn new(parts: Parts, poll: Poll, controls: Controls) -> io::Result<Self> {
-        for (index, listener) in parts.listeners.iter().enumerate() {
-            let socket = listener.as_fd().as_raw_fd();
-            poll.registry()
-                .register(&mut SourceFd(&socket), Token(index), Interest::READABLE)?;
+    fn new(parts: Parts, poll: Poll, waker: &Arc<Waker>, controls: Controls) -> io::Result<Self> {
+        let (order_sender, orders) = order_queue(&poll, waker)?;
+        for (place, listener) in parts.listeners.iter().enumerate() {
+            if let Some(listener) = listener {
+                order_sender.watch(place, listener)?;
+            }
         }
         parts.stop.set_nonblocking(true)?;
         let stop = parts.stop.as_raw_fd();
         poll.registry()
             .register(&mut SourceFd(&stop), SIGNALS, Interest::READABLE)?;
-        let ledger = Ledger::new(parts.state.listeners.len());
+        let ledger = Ledger::new(parts.listeners.len());
         Ok(Self {
+            orders,
+            order_sender,
+            is_woken: false,
             readable: vec![true; parts.listeners.len()],
             ring: ReceiveRing::new(),
             batch_size: BatchSize::default(),
@@ -232,6 +246,15 @@ impl EventLoop {
         })
     }
 
+    /// Where its orders are to be given.
+    ///
+    /// # Errors
+    ///
+    /// Where the system has no descriptor left.
+    pub fn orders(&self) -> io::Result<OrderSender> {
+        self.order_sender.try_clone()
+    }
+
     /// Runs till it is to stop, then takes what is in the sockets, and hands its books over.
     ///
     /// # Errors
@@ -240,6 +263,9 @@ impl EventLoop {
     pub fn run(mut self, shared: &Shared) -> io::Result<()> {
         let mut events = Events::with_capacity(self.parts.listeners.len() + 2);
         while !self.sleep(&mut events)? {
+            if std::mem::take(&mut self.is_woken) {
+                self.obey(shared);
+            }
             for _ in 0..TURNS_PER_WAKE_UP {
                 self.turn(shared);
                 if !self.is_readable() {
@@ -280,8 +306,9 @@ impl EventLoop {
                 None if event.token() == SIGNALS => {
                     is_to_stop |= matches!(self.parts.stop.read(&mut [0; 64]), Ok(1..));
                 }
-                // Messages of other data threads are looked for in every turn.
-                None => {}
+                // Messages of other data threads are looked for in every turn. A listener that
+                // is yet to come is looked at when it has.
+                None => self.is_woken |= event.token() == WOKEN,
             }
         }
         Ok(is_to_stop)
@@ -301,12 +328,152 @@ impl EventLoop {
 
     /// One batch from each listener that has any, and everything that follows from it.
     fn turn(&mut self, shared: &Shared) {
+        let found = self.work(shared);
+        self.linger(found);
+    }
+
+    fn work(&mut self, shared: &Shared) -> Found {
         let found = self.forward(shared);
         match &self.controls {
             Controls::Registrar { .. } => self.act_on_controls(shared),
             Controls::Elsewhere(_) => self.pass_controls_on(),
         }
-        self.linger(found);
+        found
+    }
+
+    /// Carries out what orders there are.
+    #[cold]
+    fn obey(&mut self, shared: &Shared) {
+        while let Ok(Task { order, done }) = self.orders.try_recv() {
+            let result = match order {
+                Order::Clear(clear) => self.clear(&clear, shared),
+                Order::Reconfigure(settings) => self.reconfigure(&settings, shared),
+                Order::Equip(equipment) => self.equip(equipment),
+            };
+            // Nobody waits where the reload was given up, as when the bus stops.
+            let _ = done.send(result);
+        }
+    }
+
+    /// See [`Order::Clear`].
+    fn clear(&mut self, clear: &Clear, shared: &Shared) -> Done {
+        for (place, listener) in self.parts.listeners.iter_mut().enumerate() {
+            let Some(listener) = listener else {
+                continue;
+            };
+            if clear.close.contains(&place) {
+                listener.shut();
+            } else if clear.ask == Ask::Credentials {
+                ask(listener, clear.ask);
+            }
+        }
+        self.empty(&clear.close, shared);
+        for place in &clear.close {
+            let listener = self.parts.listeners.get_mut(*place);
+            if let Some(listener) = listener.and_then(Option::take) {
+                let socket = listener.as_fd().as_raw_fd();
+                // Closing does not do it while the socket has other handles. It can only fail
+                // where it is not watched.
+                let _ = self.poll.registry().deregister(&mut SourceFd(&socket));
+            }
+        }
+        Done::default()
+    }
+
+    /// Takes all that waits in these listeners' buffers now.
+    fn empty(&mut self, places: &[usize], shared: &Shared) {
+        if places.is_empty() {
+            return;
+        }
+        // An error takes the place of a batch once: only twice nothing is nothing.
+        let mut quiet_turns = 0;
+        for _ in 0..DRAIN_TURNS_MAX {
+            for place in places {
+                if let Some(readable) = self.readable.get_mut(*place) {
+                    *readable = true;
+                }
+            }
+            self.work(shared);
+            let mut readable = places.iter().filter_map(|place| self.readable.get(*place));
+            quiet_turns = match readable.any(|readable| *readable) {
+                true => 0,
+                false => quiet_turns + 1,
+            };
+            if quiet_turns == 2 {
+                break;
+            }
+        }
+    }
+
+    /// See [`Order::Reconfigure`].
+    fn reconfigure(&mut self, settings: &Settings, shared: &Shared) -> Done {
+        let Controls::Registrar { registrar, .. } = &mut self.controls else {
+            return Done::default();
+        };
+        let state = &self.parts.state;
+        let directory = shared.directory.write();
+        let mut directory = directory.unwrap_or_else(PoisonError::into_inner);
+        let events = &mut self.lease_events;
+        let changes = registrar.reconfigure(settings, &mut directory, events);
+        state.put_topic_labels(directory.policies().labels());
+        for id in &changes.removed {
+            state.remove_subscriber(*id);
+        }
+        let leases_revoked = events.len();
+        for event in events.drain(..) {
+            self.ledger.count_lease(&event);
+            show(state, &directory, &event);
+        }
+        // Last, as they may have the places of those who went.
+        for id in changes.changed.iter().chain(&changes.added) {
+            show_one(state, &directory, *id);
+        }
+        Done {
+            subscribers: changes,
+            leases_revoked,
+            ..Done::default()
+        }
+    }
+
+    /// See [`Order::Equip`].
+    fn equip(&mut self, equipment: Equipment) -> Done {
+        let Equipment {
+            listeners,
+            linger,
+            receive_buffer_bytes,
+            send_buffer_bytes,
+            ask: asked,
+        } = equipment;
+        let places = listeners.iter().map(|(place, _)| place + 1);
+        let places = places.fold(self.parts.listeners.len(), usize::max);
+        self.parts.listeners.resize_with(places, || None);
+        self.readable.resize(places, false);
+        for (place, listener) in listeners {
+            if let Some(free) = self.parts.listeners.get_mut(place) {
+                *free = Some(listener);
+            }
+        }
+        // The poll may have told of what waits in the new ones too early.
+        self.readable.fill(true);
+        if self.parts.linger != linger {
+            self.parts.linger = linger;
+            self.linger = Linger::new(linger);
+        }
+        if let Err(error) = self.parts.egress.resize(send_buffer_bytes) {
+            warn!(%error, "cannot change a send buffer");
+        }
+        let mut buffers = Vec::new();
+        for (place, listener) in self.parts.listeners.iter_mut().enumerate() {
+            if let Some(listener) = listener {
+                ask(listener, asked);
+                resize(listener, receive_buffer_bytes);
+                buffers.push((place, listener.buffer()));
+            }
+        }
+        Done {
+            buffers,
+            ..Done::default()
+        }
     }
 
     fn forward(&mut self, shared: &Shared) -> Found {
@@ -386,6 +553,7 @@ impl EventLoop {
                 let taken = self.receive_batch(directory, publishers, index, unix_nano);
                 let listener = self.parts.listeners.get(index);
                 found.frames += taken;
+                let listener = listener.and_then(Option::as_ref);
                 found.is_crowded |= listener.is_some_and(|it| it.is_crowded(taken));
             }
         }
@@ -400,7 +568,10 @@ impl EventLoop {
         index: usize,
         unix_nano: u64,
     ) -> usize {
-        let Some(listener) = self.parts.listeners.get(index) else {
+        let Some(Some(listener)) = self.parts.listeners.get(index) else {
+            if let Some(readable) = self.readable.get_mut(index) {
+                *readable = false;
+            }
             return 0;
         };
         let asked = self.batch_size.get();
@@ -490,7 +661,9 @@ impl EventLoop {
         drop(directory);
         self.ledger.count_flow(news);
         while let Some(answer) = registrar.poll_answer() {
+            // It may have closed meanwhile.
             let listener = self.parts.listeners.get(answer.listener);
+            let listener = listener.and_then(Option::as_ref);
             let result = listener.map_or(Ok(()), |l| l.answer(&answer.to, &answer.datagram));
             if let Err(error) = result {
                 // The subscriber will ask again.
@@ -557,6 +730,32 @@ impl EventLoop {
     }
 }
 
+/// A poll, and what wakes it.
+fn poll() -> io::Result<(Poll, Arc<Waker>)> {
+    let poll = Poll::new()?;
+    let waker = Arc::new(Waker::new(poll.registry(), WOKEN)?);
+    Ok((poll, waker))
+}
+
+/// Says what a listener's datagrams are to be asked.
+fn ask(listener: &mut Listener, ask: Ask) {
+    if let Err(error) = listener.set_ask(ask) {
+        // Whoever it does not tell of is denied what only some are allowed.
+        warn!(listener = listener.name(), %error, "cannot have the system tell who sends");
+    }
+}
+
+/// Asks for another receive buffer, or once more for one that was not granted.
+fn resize(listener: &mut Listener, receive_buffer_bytes: usize) {
+    let Buffer { wanted, granted } = listener.buffer();
+    if wanted == receive_buffer_bytes && granted >= wanted {
+        return;
+    }
+    if let Err(error) = listener.resize(receive_buffer_bytes) {
+        warn!(listener = listener.name(), %error, "cannot change its receive buffer");
+    }
+}
+
 /// Shows the static subscribers and the labels of topics.
 pub fn show_all(state: &State, directory: &Directory) {
     state.put_topic_labels(directory.policies().labels());
@@ -574,7 +773,9 @@ fn show(state: &State, directory: &Directory, event: &LeaseEvent) {
             is_changed: true,
             ..
         } => show_one(state, directory, *id),
-        LeaseEvent::Released(id) | LeaseEvent::Expired(id) => state.remove_subscriber(*id),
+        LeaseEvent::Released(id) | LeaseEvent::Expired(id) | LeaseEvent::Revoked(id) => {
+            state.remove_subscriber(*id);
+        }
         LeaseEvent::Renewed { .. }
         | LeaseEvent::Challenged
         | LeaseEvent::Refused(_)

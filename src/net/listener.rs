@@ -3,7 +3,7 @@
 use std::fmt;
 use std::fs;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -223,6 +223,34 @@ impl Listener {
         })
     }
 
+    /// Has the kernel let no more datagrams in: whoever sends one is told so, as if the listener
+    /// were gone. What waits already is still to be taken. Where the system has no way to do so,
+    /// what comes between the last datagram taken and the end is lost.
+    pub fn shut(&self) {
+        // Connected to itself a UDP socket hears of nobody else.
+        let _ = match self.address() {
+            Ok(Address::Ip(own)) => self.socket.connect(&reachable(own).into()),
+            _ => self.socket.shutdown(Shutdown::Read),
+        };
+    }
+
+    /// Wants another receive buffer from now on.
+    ///
+    /// # Errors
+    ///
+    /// What the system says. The buffer is left as it was then.
+    pub fn resize(&mut self, receive_buffer_bytes: usize) -> io::Result<()> {
+        let granted = grow_receive_buffer(&self.socket, receive_buffer_bytes)?;
+        self.buffer = Buffer {
+            wanted: receive_buffer_bytes,
+            granted,
+        };
+        if self.path.is_none() {
+            self.crowd = crowd(granted / DATAGRAM_CHARGE_BYTES);
+        }
+        Ok(())
+    }
+
     /// Whether so many datagrams, taken at once, mean that the buffer may have been half full.
     #[must_use]
     pub fn is_crowded(&self, taken: usize) -> bool {
@@ -256,6 +284,19 @@ impl Drop for Listener {
     }
 }
 
+/// A listener's address as one that can be sent to from this host.
+#[must_use]
+pub fn reachable(listener: SocketAddr) -> SocketAddr {
+    let mut reachable = listener;
+    if listener.ip().is_unspecified() {
+        reachable.set_ip(match listener {
+            SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    reachable
+}
+
 /// Opens a socket to send by, with a large send buffer, so that datagrams which wait for one
 /// dead host's address leave room for the living.
 ///
@@ -264,11 +305,19 @@ impl Drop for Listener {
 /// Where this host lacks the address family, or sockets.
 pub fn open_egress(domain: Domain, send_buffer_bytes: usize) -> io::Result<Socket> {
     let socket = open(domain)?;
-    if sys::force_send_buffer(socket.as_fd(), send_buffer_bytes).is_err() {
-        socket.set_send_buffer_size(send_buffer_bytes)?;
-    }
+    resize_egress(&socket, send_buffer_bytes)?;
     sys::enable_error_queue(socket.as_fd(), domain)?;
     Ok(socket)
+}
+
+/// Gives a socket to send by another send buffer.
+///
+/// # Errors
+///
+/// What the system says.
+pub fn resize_egress(socket: &Socket, send_buffer_bytes: usize) -> io::Result<()> {
+    sys::force_send_buffer(socket.as_fd(), send_buffer_bytes)
+        .or_else(|_| socket.set_send_buffer_size(send_buffer_bytes))
 }
 
 fn open(domain: Domain) -> io::Result<Socket> {
@@ -408,6 +457,47 @@ mod tests {
         assert!(path.exists(), "not the owner's any more");
         assert!(matches!(bind(&address), Err(BindError::NotASocket(_))));
         assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+    }
+
+    #[test]
+    fn one_that_is_shut_gives_what_waits_and_takes_nothing_more() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("bus.sock");
+        let mut addresses = vec![
+            ListenAddress::Udp("127.0.0.1:0".parse().unwrap()),
+            ListenAddress::Udp("0.0.0.0:0".parse().unwrap()),
+            ListenAddress::Unix(path),
+        ];
+        if std::net::UdpSocket::bind("[::1]:0").is_ok() {
+            addresses.push(ListenAddress::Udp("[::]:0".parse().unwrap()));
+        }
+        for address in addresses {
+            let listener = bind(&address).unwrap();
+            let (to, domain) = match listener.address().unwrap() {
+                Address::Ip(ip) => (Address::Ip(reachable(ip)), Domain::for_address(ip)),
+                unix => (unix, Domain::UNIX),
+            };
+            let to = to_sockaddr(&to).unwrap();
+            let [before, connected] = [(); 2].map(|()| open(domain).unwrap());
+            connected.connect(&to).unwrap();
+            before.send_to(b"1", &to).unwrap();
+            connected.send(b"2").unwrap();
+            listener.shut();
+            // The kernel says so at once, or the next time.
+            let refused = [(); 2].map(|()| connected.send(b"3").is_err());
+            assert!(refused.contains(&true), "{address}");
+            let _ = open(domain).unwrap().send_to(b"4", &to);
+            let mut socket = &listener.socket;
+            let taken = [(); 3].map(|()| {
+                let mut buffer = [0; 8];
+                let length = io::Read::read(&mut socket, &mut buffer);
+                length.map_or_else(
+                    |error| error.kind().to_string(),
+                    |length| String::from_utf8_lossy(&buffer[..length]).into_owned(),
+                )
+            });
+            assert_eq!(taken, ["1", "2", "operation would block"], "{address}");
+        }
     }
 
     #[test]

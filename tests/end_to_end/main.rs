@@ -29,6 +29,8 @@ mod prometheus;
 mod proof;
 #[cfg(target_os = "linux")]
 mod refused;
+#[cfg(target_os = "linux")]
+mod reload;
 mod restart;
 mod scrapes;
 #[cfg(target_os = "linux")]

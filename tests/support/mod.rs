@@ -134,6 +134,13 @@ impl Serving {
         Self::start_by(shell, &[], listeners)
     }
 
+    /// Starts a bus that listens where its file says.
+    pub fn start_configured(file: &str) -> Self {
+        let mut command = hailmary();
+        command.args(["serve", "--admin", "127.0.0.1:0", "--config", file]);
+        Self::start_as(command)
+    }
+
     fn start_by(mut command: Command, arguments: &[&str], listeners: &[&str]) -> Self {
         let listeners = if listeners.is_empty() {
             &["127.0.0.1:0"]
@@ -146,6 +153,11 @@ impl Serving {
         for listener in listeners {
             command.args(["--listen", listener]);
         }
+        Self::start_as(command)
+    }
+
+    /// Starts a bus by a command that says all, and waits till it says where it listens.
+    pub fn start_as(mut command: Command) -> Self {
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let said = lines(child.stderr.take().unwrap());
         let process = Process(child);
@@ -203,6 +215,11 @@ impl Serving {
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         Ok(answer)
+    }
+
+    /// The process.
+    pub fn id(&self) -> u32 {
+        self.process.0.id()
     }
 
     /// Asks the admin till it answers what is wanted.
@@ -277,6 +294,16 @@ impl Serving {
     pub fn kill(self) {
         drop(self.process);
     }
+}
+
+/// What an admin answers to a request with these lines in its head, its own head included.
+pub fn ask(admin: SocketAddr, request: &str, lines: &str) -> String {
+    let mut stream = TcpStream::connect(admin).unwrap();
+    let head = format!("{request} HTTP/1.1\r\nConnection: close\r\n{lines}\r\n");
+    stream.write_all(head.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
 }
 
 /// The first number behind a key, of a line each.

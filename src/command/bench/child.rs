@@ -14,6 +14,7 @@ use super::subscriber::{self, Received, Subscribe};
 use crate::command::serve;
 use crate::config::Config;
 use crate::logging;
+use crate::reload::{Requests, Source};
 
 /// What to be.
 #[derive(Debug, Serialize, Deserialize)]
@@ -95,7 +96,7 @@ fn take_orders(sender: &Sender<Order>) {
 fn serve_bus(config: &str) -> anyhow::Result<()> {
     let (_, plan) = Config::parse("bench", config)?;
     logging::start(logging::Format::Json, tracing::Level::INFO);
-    serve::serve(plan)
+    serve::serve(plan, Source::default(), Requests::listen()?)
 }
 
 fn tell_result<T>(result: anyhow::Result<T>, message: fn(T) -> Message) -> anyhow::Result<()> {

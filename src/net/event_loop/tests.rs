@@ -458,10 +458,9 @@ impl World {
         let listeners = addresses.map(|address| Listener::bind(&address, BUFFER_BYTES).unwrap());
         let port = listeners[0].name().rsplit_once(':').unwrap().1;
         let udp_address = format!("127.0.0.1:{port}").parse().unwrap();
-        let infos = listeners.iter().map(|listener| ListenerInfo {
-            name: listener.name().to_owned(),
-            buffer: listener.buffer(),
-            account: account::Account::open([]),
+        let infos = listeners.iter().map(|listener| {
+            let account = account::Account::open([]);
+            ListenerInfo::new(listener.name(), listener.buffer(), account)
         });
         let state = State::new(parts.registrar.bus(), infos.collect(), 1);
         let state = Arc::new(state);
@@ -470,7 +469,7 @@ impl World {
         let own = Parts {
             worker: 0,
             forwarder,
-            listeners: listeners.into(),
+            listeners: listeners.map(Some).into(),
             egress: Egress::open(BUFFER_BYTES).unwrap(),
             stop,
             linger: Duration::ZERO,
@@ -866,6 +865,54 @@ fn an_error_of_a_receive_holds_nothing_up() {
         assert_eq!(world.totals.counts.listeners[0].frames, before + taken);
     }
     world.settle();
+}
+
+#[test]
+fn what_waits_in_a_listener_that_closes_is_taken_whatever_one_call_says() {
+    /// More than one batch.
+    const WAITING: u64 = 300;
+    let error = Answer::Fail(libc::ECONNREFUSED);
+    let answers = [&[][..], &[error], &[Answer::Through, error]];
+    for answers in answers {
+        for place in 0..2 {
+            let mut world = World::new();
+            world.settle();
+            let event = Event {
+                topic: "a".to_owned(),
+                ..Event::default()
+            };
+            let frame = Frame {
+                events: vec![event],
+                ..Frame::default()
+            };
+            let datagram = frame.encode_to_vec();
+            // A Unix socket lets few wait.
+            let waiting = [WAITING, 5][place];
+            for _ in 0..waiting {
+                match place {
+                    0 => world.hosts[0].send_to(&datagram, world.udp_address),
+                    _ => world.unix.send_to(&datagram, &world.unix_path),
+                }
+                .unwrap();
+            }
+            script(answers.iter().copied(), []);
+            let clear = Clear {
+                close: vec![place],
+                ask: Ask::Source,
+            };
+            world.event_loop.clear(&clear, &world.shared);
+            world.event_loop.hand_over();
+            world.state.mailbox.take_into(&mut world.totals);
+            let listeners = &world.totals.counts.listeners;
+            assert_eq!(listeners[place].frames, waiting, "{answers:?}");
+            let open = world.event_loop.parts.listeners.iter().map(Option::is_some);
+            assert_eq!(open.collect::<Vec<_>>(), [place != 0, place != 1]);
+            // What nobody is in costs nothing, and the other one goes on.
+            world.event_loop.readable.fill(true);
+            world.event_loop.turn(&world.shared);
+            assert!(!world.event_loop.is_readable());
+        }
+    }
 }
 
 #[test]
