@@ -528,7 +528,7 @@ impl EventLoop {
         let is_behind = self.is_readable() && directory.policies().has_priorities();
         let listeners = &self.parts.listeners;
         let fill = || {
-            let all = listeners.iter().map(Listener::fill);
+            let all = listeners.iter().flatten().map(Listener::fill);
             all.max().unwrap_or(Fill::of(0, 1))
         };
         if self.overload.note_turn(self.now, is_behind, fill) {
