@@ -16,6 +16,8 @@ mod configuration;
 mod cookies;
 mod doctor;
 mod fairness;
+mod freshness;
+mod groups;
 mod hostile;
 mod laws;
 mod life;
@@ -25,9 +27,11 @@ mod order;
 #[cfg(target_os = "linux")]
 mod prometheus;
 mod proof;
+mod rates;
 #[cfg(target_os = "linux")]
 mod refused;
 mod restart;
+mod samples;
 mod scrapes;
 #[cfg(target_os = "linux")]
 mod segments;
