@@ -24,7 +24,7 @@ fn send(bus: &Serving, topic: &str, payload: &[u8], datagrams: u64) {
         payload: payload.to_vec(),
         ..event(topic)
     };
-    let datagram = datagram(vec![one; DATAGRAM as usize]);
+    let datagram = datagram((0..DATAGRAM).map(|_| one.clone()).collect());
     let mut sent = value(&bus.get("/metrics"), "ingress_events_total");
     for _ in 0..datagrams {
         // Of a port of its own, so that several data threads get some.
@@ -39,10 +39,6 @@ fn send(bus: &Serving, topic: &str, payload: &[u8], datagrams: u64) {
 fn most(events_per_second: u64, since: Instant) -> u64 {
     let earned = since.elapsed().as_nanos() * u128::from(events_per_second) / 1_000_000_000;
     events_per_second + u64::try_from(earned).unwrap()
-}
-
-fn of_bus(page: &str, metric: &str, labels: &str) -> u64 {
-    sum_of(page, metric, labels)
 }
 
 #[test]
@@ -61,9 +57,9 @@ fn a_subscriber_gets_its_rate_and_never_late() {
         published += 4 * DATAGRAM;
         let page = bus.get("/metrics");
         assert_laws(&page);
-        let sent = of_bus(&page, "egress_events_total", "\"limited\"");
+        let sent = sum_of(&page, "egress_events_total", "\"limited\"");
         let dropped = "subscriber=\"limited\",reason=\"rate_limit\"";
-        let dropped = of_bus(&page, "egress_dropped_events_total", dropped);
+        let dropped = sum_of(&page, "egress_dropped_events_total", dropped);
         assert_eq!(
             sent + dropped,
             published,
@@ -94,7 +90,7 @@ fn a_subscriber_gets_its_rate_and_never_late() {
         });
     }
     let page = bus.get("/metrics");
-    assert_eq!(of_bus(&page, "egress_events_total", "\"limited\""), passed);
+    assert_eq!(sum_of(&page, "egress_events_total", "\"limited\""), passed);
     let stats = limited.close();
     assert_eq!((stats.received, stats.lost), (passed, 0));
     let stats = whole.close();
@@ -111,10 +107,10 @@ fn the_command_takes_a_rate() {
     send(&bus, "x", b"p", 2);
     let page = bus.get("/metrics");
     assert_laws(&page);
-    let sent = of_bus(&page, "egress_events_total", "\"few\"");
+    let sent = sum_of(&page, "egress_events_total", "\"few\"");
     assert!((RATE..=most(RATE, start)).contains(&sent), "{sent}");
     let reason = "subscriber=\"few\",reason=\"rate_limit\"";
-    let dropped = of_bus(&page, "egress_dropped_events_total", reason);
+    let dropped = sum_of(&page, "egress_dropped_events_total", reason);
     assert_eq!(dropped, 2 * DATAGRAM - sent);
     for _ in 0..sent {
         assert_eq!(few.line(), "p");
@@ -147,10 +143,10 @@ fn a_static_subscriber_has_the_rate_of_its_entry() {
     send(&bus, "x", b"", 3);
     let page = bus.get("/metrics");
     assert_laws(&page);
-    let passed = of_bus(&page, "egress_events_total", "\"fixed\"");
+    let passed = sum_of(&page, "egress_events_total", "\"fixed\"");
     assert!((RATE..=most(RATE, start)).contains(&passed), "{passed}");
     let reason = "subscriber=\"fixed\",reason=\"rate_limit\"";
-    let dropped = of_bus(&page, "egress_dropped_events_total", reason);
+    let dropped = sum_of(&page, "egress_dropped_events_total", reason);
     assert_eq!(dropped, 3 * DATAGRAM - passed);
     let mut came = 0;
     wait_until("what passed", || {

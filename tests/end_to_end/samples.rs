@@ -242,7 +242,7 @@ fn a_frame_tells_the_weight_too_and_members_of_a_group_may_sample() {
                 let keys = frame.events().map(|event| event.key().to_vec());
                 keys.collect::<Vec<_>>()
             });
-            let taken = taken.unwrap().expect("a frame");
+            let taken = taken.unwrap().unwrap();
             mine += taken.len() as u64;
             came.extend(taken);
         }

@@ -267,8 +267,9 @@ impl SubscriberBuilder {
     ///
     /// Give each member a [`name`](Self::name) of its own: by it, it has the same keys
     /// again after a restart, its own or the bus's. Members without a name, and those
-    /// that join under a name that another member still has, are told apart by address
-    /// too, so their keys are others each time.
+    /// that join under one that another member still has, are told apart by their
+    /// addresses: so one that died and is back before its old lease has ended has other
+    /// keys till it next joins.
     pub fn group(mut self, group: impl Into<String>) -> Self {
         self.request.group = group.into();
         self
