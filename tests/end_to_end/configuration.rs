@@ -139,7 +139,7 @@ fn a_bad_configuration_exits_78_and_is_told_by_line() {
         ),
         (
             b"[[subscriber]]\nname = \"a\"\naddress = \"127.0.0.1:1\"\ntopics = [\"a\"]\nsample = -1\n",
-            &[":5: "],
+            &[":5: -1.0: sample is a share over 0 and at most 1"],
         ),
         (
             b"[limits]\nmembers_per_group = 0\n[[topic]]\nmatch = \"a\"\nevents_per_second = 0\n\
@@ -153,7 +153,7 @@ fn a_bad_configuration_exits_78_and_is_told_by_line() {
         ),
         (
             b"[[topic]]\nmatch = \"a\"\nevents_per_second = 18446744073709551615\n",
-            &[":3: "],
+            &[":3: 18446744073709551615: events_per_second must be 1 to 4294967295"],
         ),
         (b"[[topic]]\nmatch = \"a\"\nmax_age_ms = -1\n", &[":3: "]),
         (
