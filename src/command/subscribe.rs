@@ -43,8 +43,8 @@ pub struct Subscribe {
         default_value = "127.0.0.1:7277"
     )]
     from: Address,
-    /// Share the events with the other members of this group: one of them gets each, always the
-    /// same one those with equal keys.
+    /// Share the events with the other members of this group: each goes to one of them, those with
+    /// equal keys to the same one.
     #[arg(long, value_parser = name)]
     group: Option<String>,
     /// What the bus calls this subscriber in its metrics, and by which it has its keys in a group.
@@ -78,7 +78,8 @@ impl Subscribe {
     ///
     /// # Errors
     ///
-    /// Where the bus refuses, also for want of room unless it had granted a lease, or fewer events than wanted came in time.
+    /// Where the bus refuses (for want of room only before the first lease), or fewer events than
+    /// wanted came in time.
     pub fn run(&self) -> anyhow::Result<()> {
         let stop = stop_flag()?;
         let deadline = self.timeout.map(|timeout| Instant::now() + timeout);
