@@ -145,13 +145,14 @@ def main() -> None:
     os.environ.pop("HAILMARY_BUS", None)
     serve, sub, pub, test = commands("The first minute")
     venv, install, example = commands("From an application")
+    on_terms = commands("Groups, samples and rates")
     (doctor,) = commands("What a host loses events by")
     bench, bench_running = commands("How much a host bears")
     print_config, check = commands("Configuration")
     if test != "cargo test --workspace":
         sys.exit(f"the README's test command is {test!r}, which .ci/run does not run")
     known = {serve, sub, pub, test, venv, install, example, print_config, check}
-    known |= {doctor, bench, bench_running}
+    known |= {doctor, bench, bench_running, *on_terms}
     headings = re.findall(r"^## (.*)$", README, re.MULTILINE)
     if unknown := {line for heading in headings for line in commands(heading)} - known:
         sys.exit(f"nobody runs these: {unknown}")
@@ -172,6 +173,10 @@ def main() -> None:
             run(str(command))
             for subscriber in receiving:
                 subscriber.wait_for(f"search.index.photo photo {42 + number} has changed")
+        for command in on_terms:
+            stack.enter_context(Running(command))
+        everybody = len(receiving) + len(on_terms)
+        wait_until(lambda: subscribers() == everybody, "not all have terms", PATIENCE_SECONDS)
         run(example)
         check_host(doctor)
         run(bench)

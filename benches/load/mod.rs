@@ -158,6 +158,7 @@ impl Load {
             ..
         } = self;
         let mut bytes = 0;
+        forwarder.take_drops(directory, |_, _, events| bytes += events as usize);
         loop {
             forwarder.poll_copies(directory, copies, BATCH);
             if copies.is_empty() {

@@ -21,8 +21,6 @@ pub struct SetFrame {
     hops: u32,
     /// How many events each of its own stands for.
     weight: Weight,
-    /// Why its events are not sent, where they are not: then it has none of their bytes.
-    dropped: Option<CopyDrop>,
 }
 
 impl SetFrame {
@@ -32,7 +30,6 @@ impl SetFrame {
         events: 0,
         hops: 0,
         weight: Weight::ONE,
-        dropped: None,
     };
 
     /// Whose frame it is.
@@ -65,12 +62,6 @@ impl SetFrame {
         self.weight
     }
 
-    /// Why its events are not sent, where they are not.
-    #[must_use]
-    pub fn dropped(&self) -> Option<CopyDrop> {
-        self.dropped
-    }
-
     #[inline]
     fn append(&mut self, bytes: &[u8], events: usize, hops: u32) {
         self.body.extend_from_slice(bytes);
@@ -89,12 +80,24 @@ pub struct Passage {
     pub weight: Weight,
 }
 
-/// Where a set's events go in this turn, as indices of frames.
+/// Events that are not sent to a set, by a decision of the bus.
+#[derive(Clone, Copy, Debug)]
+pub struct SetDrop {
+    /// Who does not get them.
+    pub set: SetId,
+    /// Why not.
+    pub reason: CopyDrop,
+    /// How many they are.
+    pub events: u32,
+}
+
+/// Where a set's events go in this turn.
 #[derive(Clone, Copy, Debug, Default)]
 struct Open {
+    /// As an index of `frames`.
     frame: Option<u32>,
-    /// By [`CopyDrop`], where it is decided before anything is sent.
-    dropped: [Option<u32>; CopyDrop::DECIDED],
+    /// As indices of `drops`, by [`CopyDrop`].
+    drops: [Option<u32>; CopyDrop::DECIDED],
 }
 
 /// The frames of one turn.
@@ -103,6 +106,8 @@ pub struct Fanout {
     /// The first `used` are this turn's, in the order they were begun; the others are spare.
     frames: Vec<SetFrame>,
     used: usize,
+    /// This turn's drops, one for each set and reason.
+    drops: Vec<SetDrop>,
     /// By [`SetId::index`].
     open: Vec<Open>,
     bytes: usize,
@@ -153,22 +158,38 @@ impl Fanout {
         }
     }
 
-    /// Notes that an event is not sent to a set, by a decision of the bus.
-    pub fn push_dropped(&mut self, set: SetId, reason: CopyDrop) {
-        let next = u32::try_from(self.used).ok();
-        let Some(open) = self.open(set).dropped.get_mut(reason as usize) else {
+    /// Notes that an event is not sent to a set.
+    pub fn push_drop(&mut self, set: SetId, reason: CopyDrop) {
+        let next = self.drops.len();
+        let Some(open) = self.open(set).drops.get_mut(reason as usize) else {
             return;
         };
-        let index = match *open {
-            Some(index) => index as usize,
-            None => {
-                *open = next;
-                self.begin(set).dropped = Some(reason);
-                self.used - 1
+        // One for each set and reason, and so far under 32 bits.
+        let index = *open.get_or_insert(u32::try_from(next).unwrap_or(u32::MAX));
+        if index as usize == next {
+            self.drops.push(SetDrop {
+                set,
+                reason,
+                events: 0,
+            });
+        }
+        if let Some(drop) = self.drops.get_mut(index as usize) {
+            drop.events += 1;
+        }
+    }
+
+    /// This turn's drops.
+    #[must_use]
+    pub fn drops(&self) -> &[SetDrop] {
+        &self.drops
+    }
+
+    /// All of this turn's drops have been told.
+    pub fn clear_drops(&mut self) {
+        for drop in self.drops.drain(..) {
+            if let Some(open) = self.open.get_mut(drop.set.index()) {
+                open.drops = Default::default();
             }
-        };
-        if let Some(frame) = self.frames.get_mut(index) {
-            frame.events += 1;
         }
     }
 
@@ -216,7 +237,7 @@ impl Fanout {
         let mut retained = 0;
         for frame in self.frames.iter_mut().take(self.used) {
             if let Some(open) = frame.set.and_then(|set| self.open.get_mut(set.index())) {
-                *open = Open::default();
+                open.frame = None;
             }
             frame.body.clear();
             *frame = SetFrame {

@@ -33,8 +33,8 @@ pub struct FrameCopy {
     pub series: SeriesId,
     /// How many events it has.
     pub events: u32,
-    /// Why it is not to be sent, where it is not.
-    pub dropped: Option<CopyDrop>,
+    /// Whether it is within the subscriber's largest datagram. If not it is dropped.
+    pub is_sendable: bool,
     stamp: StampBytes,
     frame: usize,
 }
@@ -216,14 +216,11 @@ impl Forwarder {
                 let stamp = flow.stamp(self.bus, frame.events(), frame.hops(), frame.weight());
                 let stamp = StampBytes::new(&stamp);
                 let bytes = stamp.as_slice().len() + frame.body().len();
-                let is_too_large = bytes > subscriber.frame_bytes.max as usize;
                 copies.push(FrameCopy {
                     subscriber: *id,
                     series: subscriber.series,
                     events: frame.events(),
-                    dropped: frame
-                        .dropped()
-                        .or(is_too_large.then_some(CopyDrop::TooLarge)),
+                    is_sendable: bytes <= subscriber.frame_bytes.max as usize,
                     stamp,
                     frame: self.cursor.frame,
                 });
@@ -233,6 +230,32 @@ impl Forwarder {
                 member: 0,
             };
         }
+    }
+
+    /// Tells `told` of the copies that are not made, by a decision of the bus: where they are
+    /// counted, why, and of how many events. The subscribers' flows count them, so that the
+    /// stamps of all copies polled from here on tell of them.
+    #[inline]
+    pub fn take_drops(
+        &mut self,
+        directory: &Directory,
+        mut told: impl FnMut(SeriesId, CopyDrop, u32),
+    ) {
+        if self.switch.fanout.drops().is_empty() {
+            return;
+        }
+        for drop in self.switch.fanout.drops() {
+            let set = self.switch.routes.set(drop.set);
+            let members = set.map_or(&[][..], |set| &set.members);
+            let members = members
+                .iter()
+                .filter_map(|id| directory.subscribers().get(*id));
+            for subscriber in members {
+                subscriber.flow.skip(drop.events);
+                told(subscriber.series, drop.reason, drop.events);
+            }
+        }
+        self.switch.fanout.clear_drops();
     }
 
     /// The events of a copy: what follows its stamp.
@@ -261,6 +284,7 @@ impl Forwarder {
 
     /// All copies have been taken: the frames' memory may be used again.
     pub fn end_frames(&mut self) {
+        self.switch.fanout.clear_drops();
         self.switch.fanout.clear();
         self.cursor = CopyCursor::default();
         self.switch.routes.end_turn();

@@ -14,9 +14,9 @@
 //! 2. [`Forwarder::handle_datagram`] for each received datagram. Its events are copied into
 //!    frames under construction, a control message waits. If [`Forwarder::is_full`], go to step 3
 //!    before the next datagram.
-//! 3. [`Forwarder::poll_copies`] until it gives none. For each copy: send `[stamp, body]`, unless
-//!    it is [`dropped`](FrameCopy::dropped) already, and tell [`Forwarder::handle_dropped`] of
-//!    each that was not sent. Then [`Forwarder::end_frames`].
+//! 3. [`Forwarder::take_drops`], then [`Forwarder::poll_copies`] until it gives none. For each
+//!    copy: send `[stamp, body]`, where [`is_sendable`](FrameCopy::is_sendable), and tell
+//!    [`Forwarder::handle_dropped`] of each that was not. Then [`Forwarder::end_frames`].
 //! 4. [`Registrar::handle_control`] for each of [`Forwarder::controls`], and
 //!    [`Registrar::handle_timeout`], and where the operator has decided otherwise
 //!    [`Registrar::reconfigure`]: the directory changes here and nowhere else. Answers come out

@@ -3,7 +3,7 @@
 //! A cache of topics stands in front of the directory. What it holds is right for one generation
 //! of it; a change begins a new one, and topics find their sets again as they come. Topics that
 //! nobody wants are cached like others, and what is cached is bounded: see
-//! [`CACHED_TOPICS_MAX`].
+//! [`CACHED_TOPICS_MAX`] and [`CACHED_MEMBERS_MAX`].
 //!
 //! The bus's own topics are cached as out of date from the start, so that each of their events is
 //! resolved anew: there its source is looked at, which costs the others nothing.
@@ -19,7 +19,7 @@ use hashbrown::{HashMap, HashTable};
 
 use super::directory::Directory;
 use super::groups::Seed;
-use super::limits::{CACHED_TOPICS_MAX, SET_MEMBERS_MAX};
+use super::limits::{CACHED_MEMBERS_MAX, CACHED_TOPICS_MAX, SET_MEMBERS_MAX};
 use super::patterns::LookUp;
 use super::policies::{Policy, PolicyId, Priority};
 use super::sample::{Sample, Weight};
@@ -83,6 +83,17 @@ impl Route {
             Way::Nowhere => 0,
             Way::Straight(sets) => sets.copies,
             Way::Selective(selection) => selection.copies,
+        }
+    }
+
+    /// Members of its parties, which it holds itself.
+    fn members(&self) -> usize {
+        match &self.way {
+            Way::Selective(selection) => {
+                let parties = selection.parties.iter();
+                parties.map(|party| party.members.len()).sum()
+            }
+            Way::Nowhere | Way::Straight(_) => 0,
         }
     }
 }
@@ -197,6 +208,8 @@ pub struct Routes {
     cache: Vec<CachedTopic>,
     /// The places in `cache`, by topic.
     places: HashTable<RouteId>,
+    /// Members of the parties in `cache`.
+    cached_members: usize,
     /// The topic found last: publishers repeat themselves.
     last: RouteId,
     /// Of these routes: it also changes when sets are forgotten.
@@ -220,6 +233,7 @@ impl Routes {
         Self {
             cache: Vec::new(),
             places: HashTable::new(),
+            cached_members: 0,
             last: RouteId(0),
             generation: 0,
             followed: 0,
@@ -280,7 +294,7 @@ impl Routes {
             label: policy
                 .and_then(|id| directory.policies().get(id))
                 .map_or(SeriesId::OTHER, |policy| policy.label),
-            way: self.way(&look_up.found, policy, directory),
+            way: self.way(topic, &look_up.found, policy, directory),
             events: Cell::new(0),
         };
         self.look_up = look_up;
@@ -300,12 +314,17 @@ impl Routes {
 
     fn way(
         &mut self,
+        topic: &[u8],
         found: &[SubscriberId],
         policy: Option<PolicyId>,
         directory: &Directory,
     ) -> Way {
         let decided = policy.and_then(|id| directory.policies().get(id));
-        let priority = decided.map_or(Priority::Normal, Policy::priority);
+        let priority = match topic::is_reserved(topic) {
+            // What watches the bus is to tell of its load, and not to go first.
+            true => Priority::High,
+            false => decided.map_or(Priority::Normal, Policy::priority),
+        };
         let is_thinned = match priority {
             Priority::Low => true,
             Priority::Normal => self.thins_normal,
@@ -469,6 +488,7 @@ impl Routes {
         };
         let hash = self.hasher.hash_one(topic);
         let known = self.places.find(hash, |id| self.is_of(*id, topic)).copied();
+        self.make_room(known, route.members(), seen);
         if let Some(cached) = known.and_then(|id| self.cache.get_mut(id.0 as usize)) {
             if let Some((topic, events, copies)) = cached.counted() {
                 seen.count_routed(topic, events, copies);
@@ -477,11 +497,6 @@ impl Routes {
             cached.route = route;
             cached.generation = generation;
             return known.unwrap_or(self.last);
-        }
-        if self.cache.len() >= CACHED_TOPICS_MAX {
-            self.hand_over(seen);
-            self.cache.clear();
-            self.places.clear();
         }
         // CACHED_TOPICS_MAX has far less than 32 bits.
         let id = RouteId(u32::try_from(self.cache.len()).unwrap_or(u32::MAX));
@@ -497,6 +512,23 @@ impl Routes {
         };
         self.places.insert_unique(hash, id, hash_of);
         id
+    }
+
+    /// Counts the members of a route that comes to the cache, or into a known one's place there,
+    /// and forgets all that is cached where it would be too much. What was counted for it is handed
+    /// to the topics seen.
+    fn make_room(&mut self, known: Option<RouteId>, members: usize, seen: &mut TopicsSeen) {
+        let replaced = known
+            .and_then(|id| self.route(id))
+            .map_or(0, Route::members);
+        self.cached_members = self.cached_members - replaced + members;
+        let is_full = known.is_none() && self.cache.len() >= CACHED_TOPICS_MAX;
+        if is_full || self.cached_members > CACHED_MEMBERS_MAX {
+            self.hand_over(seen);
+            self.cache.clear();
+            self.places.clear();
+            self.cached_members = members;
+        }
     }
 }
 
@@ -519,4 +551,78 @@ fn on_terms(to: Destination, sample: Sample, limited: Option<SubscriberId>) -> M
 
 fn count(members: &[SubscriberId]) -> u32 {
     u32::try_from(members.len()).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bus::access::{Access, Rules};
+    use crate::bus::leases::LeaseLimits;
+    use crate::bus::{Settings, StaticSubscriber};
+
+    /// A directory in which so many members of one group want every topic.
+    fn directory(members: u16) -> Directory {
+        let member = |number: u16| StaticSubscriber {
+            name: format!("s{number}"),
+            address: crate::bus::address::Address::Ip(([127, 0, 0, 1], 1 + number).into()),
+            topics: vec![">".to_owned()],
+            frame_bytes_max: None,
+            terms: Terms {
+                group: Some("g".into()),
+                ..Terms::default()
+            },
+        };
+        let settings = Settings {
+            access: Access {
+                publish: Rules(Vec::new()),
+                subscribe: Rules(Vec::new()),
+            },
+            own_sources: Vec::new(),
+            leases: LeaseLimits {
+                leases_max: 0,
+                leases_per_origin_max: 0,
+                patterns_max: 0,
+                group_members_max: 0,
+                lease_ms: 0,
+                lease_ms_max: 0,
+            },
+            leased_series_max: 0,
+            subscribers: (0..members).map(member).collect(),
+            topic_policies: Vec::new(),
+        };
+        Directory::new(&settings, 1)
+    }
+
+    fn held(routes: &Routes) -> usize {
+        routes
+            .cache
+            .iter()
+            .map(|cached| cached.route.members())
+            .sum()
+    }
+
+    #[test]
+    fn members_that_are_remembered_are_bounded_over_all_topics() {
+        const MEMBERS: u16 = 1_000;
+        let mut routes = Routes::new(1);
+        let (many, few) = (directory(MEMBERS), directory(1));
+        let fitting = CACHED_MEMBERS_MAX / usize::from(MEMBERS);
+        let mut most = 0;
+        for number in 0..3 * fitting {
+            let topic = format!("t.{number}");
+            // Found anew, as after a change, it takes the place of what it was.
+            for directory in [&many, &few, &many] {
+                let id = routes
+                    .resolve(topic.as_bytes(), directory, &mut TopicsSeen::new(1))
+                    .unwrap();
+                assert!(matches!(routes.route(id).unwrap().way, Way::Selective(_)));
+            }
+            if number % 20 == 0 {
+                most = most.max(held(&routes));
+                assert_eq!(held(&routes), routes.cached_members);
+                assert!(routes.cached_members <= CACHED_MEMBERS_MAX);
+            }
+        }
+        assert!(most > CACHED_MEMBERS_MAX / 2, "{most}");
+    }
 }

@@ -147,7 +147,7 @@ impl Selector<'_> {
         for to in &self.selection.sets.destinations {
             match is_kept {
                 true => self.fanout.push(*to, one, passage),
-                false => self.fanout.push_dropped(to.id, CopyDrop::Overload),
+                false => self.fanout.push_drop(to.id, CopyDrop::Overload),
             }
         }
     }
@@ -167,7 +167,7 @@ impl Selector<'_> {
             None
         };
         match dropped {
-            Some(reason) => self.fanout.push_dropped(member.to.id, reason),
+            Some(reason) => self.fanout.push_drop(member.to.id, reason),
             None => {
                 // Of two shares the smaller is part of the larger, and so the larger weight tells.
                 let passage = self.weighing(member.weight.max(self.kept.weight));

@@ -110,6 +110,12 @@ impl Flow {
         }
     }
 
+    /// Counts events for which there is no frame, and that they are not sent.
+    pub fn skip(&self, events: u32) {
+        self.events.fetch_add(events.into(), Ordering::Relaxed);
+        self.drop(events);
+    }
+
     /// Notes that events counted by [`Flow::stamp`] were not sent.
     pub fn drop(&self, events: u32) {
         self.dropped.fetch_add(events.into(), Ordering::Relaxed);

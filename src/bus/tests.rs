@@ -700,7 +700,7 @@ fn frames_are_filled_to_the_subscribers_size_and_too_large_ones_marked() {
     bus.poll_copies(&mut copies, 9);
     let shape: Vec<_> = copies
         .iter()
-        .map(|copy| (copy.events, copy.dropped.is_none()))
+        .map(|copy| (copy.events, copy.is_sendable))
         .collect();
     assert_eq!(shape, [(2, true), (1, true), (1, false), (1, true)]);
 }

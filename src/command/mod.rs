@@ -40,10 +40,6 @@ fn rate(text: &str) -> Result<f64, &'static str> {
     number(text, |rate| rate > 0.0 && rate <= 1e9).ok_or("a rate is over 0 and at most 1e9")
 }
 
-fn share(text: &str) -> Result<f64, &'static str> {
-    number(text, |share| share > 0.0 && share <= 1.0).ok_or("a share is over 0 and at most 1")
-}
-
 fn seconds(text: &str) -> Result<Duration, &'static str> {
     let seconds = number(text, |seconds| (0.0..=1e9).contains(&seconds));
     seconds

@@ -36,6 +36,9 @@ pub struct Publish {
     /// A small fact beside the payload; may be given several times.
     #[arg(long = "attr", value_name = "NAME=VALUE", value_parser = attribute)]
     attributes: Vec<(String, String)>,
+    /// When the events were made, in ns of Unix time; 0 leaves it out. Now, if it is not given.
+    #[arg(long, value_name = "NS")]
+    time_unix_nano: Option<u64>,
     /// Publish so many.
     #[arg(long, default_value_t = 1)]
     count: u64,
@@ -88,7 +91,10 @@ impl Publish {
         let event = Event::new(&self.topic, payload)
             .key(&self.key)
             .attributes(&attributes);
-        publisher.publish_event(&event.time(SystemTime::now()));
+        publisher.publish_event(&match self.time_unix_nano {
+            Some(told) => event.time_unix_nano(told),
+            None => event.time(SystemTime::now()),
+        });
     }
 
     fn report(&self, publisher: &Publisher) -> anyhow::Result<()> {

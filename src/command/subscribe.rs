@@ -11,6 +11,8 @@ use clap::ValueEnum;
 use hailmary_client::{Address, Item, Loss, ReceivedEvent, Subscriber, SubscriberStats};
 use serde_json::{Map, Value, json};
 
+use crate::bus::leases::is_legal_name;
+
 use super::stop_flag;
 
 /// How long one wait for an event lasts before signals are looked at.
@@ -41,17 +43,20 @@ pub struct Subscribe {
         default_value = "127.0.0.1:7277"
     )]
     from: Address,
-    /// Share the events with the other members of this group.
-    #[arg(long)]
+    /// Share the events with the other members of this group: each goes to one of them, those with
+    /// equal keys to the same one.
+    #[arg(long, value_parser = name)]
     group: Option<String>,
-    /// What the bus calls this subscriber in its metrics.
-    #[arg(long)]
+    /// What the bus calls this subscriber in its metrics, and by which it has its keys in a group.
+    #[arg(long, value_parser = name)]
     name: Option<String>,
-    /// Take this share of the events, over 0 and at most 1.
-    #[arg(long, value_name = "SHARE", value_parser = super::share)]
+    /// Take this share of the events, over 0 and at most 1; those with equal keys together. Each
+    /// stands for 1 / SHARE: the weight with --format json.
+    #[arg(long, value_name = "SHARE", value_parser = share, allow_negative_numbers = true)]
     sample: Option<f64>,
-    /// Take at most so many events a second.
-    #[arg(long, value_name = "EVENTS_PER_SECOND")]
+    /// Take at most so many events a second, and one second's worth at once; the bus drops the
+    /// others.
+    #[arg(long, value_name = "EVENTS_PER_SECOND", value_parser = rate, allow_negative_numbers = true)]
     max_rate: Option<u32>,
     /// How events are printed.
     #[arg(long, value_enum, default_value_t = Format::Text)]
@@ -73,7 +78,8 @@ impl Subscribe {
     ///
     /// # Errors
     ///
-    /// Where the bus refuses, or fewer events than wanted came in time.
+    /// Where the bus refuses (for want of room only before the first lease), or fewer events than
+    /// wanted came in time.
     pub fn run(&self) -> anyhow::Result<()> {
         let stop = stop_flag()?;
         let deadline = self.timeout.map(|timeout| Instant::now() + timeout);
@@ -88,6 +94,9 @@ impl Subscribe {
             if subscriber.is_subscribed() && !is_announced {
                 is_announced = true;
                 eprintln!("subscribed");
+            }
+            if let (false, Some(refusal)) = (is_announced, subscriber.refusal()) {
+                return Err(refusal).with_context(|| format!("cannot subscribe at {}", self.from));
             }
             // Waits only when nothing is left to take, and by then all is printed.
             let item = match subscriber.recv_item_timeout(Duration::ZERO)? {
@@ -136,6 +145,27 @@ impl Subscribe {
             .open()
             .with_context(|| format!("cannot subscribe at {}", self.from))
     }
+}
+
+/// A name as the bus takes it.
+fn name(text: &str) -> Result<String, &'static str> {
+    match is_legal_name(text) && !text.is_empty() {
+        true => Ok(text.to_owned()),
+        false => Err("a name is 1 to 64 of A-Z a-z 0-9 . _ and -"),
+    }
+}
+
+fn share(text: &str) -> Result<f64, &'static str> {
+    super::number(text, |share| share > 0.0 && share <= 1.0)
+        .ok_or("a share is over 0 and at most 1; to take all events, leave the flag out")
+}
+
+fn rate(text: &str) -> Result<u32, String> {
+    let rate = text.parse().ok().filter(|rate| *rate > 0);
+    rate.ok_or_else(|| {
+        let most = u32::MAX;
+        format!("a rate is 1 to {most} events a second; for no limit, leave the flag out")
+    })
 }
 
 /// What is printed, and where.

@@ -81,7 +81,7 @@ impl Ways {
     /// By which socket and where to a copy goes, if it goes at all.
     #[inline]
     fn to(&self, copy: &FrameCopy) -> Option<(BorrowedFd<'_>, &Peer)> {
-        if copy.dropped.is_some() {
+        if !copy.is_sendable {
             return None;
         }
         let peer = self.peers.get(copy.subscriber.index())?.as_ref()?;
@@ -132,7 +132,7 @@ impl Ways {
     #[cold]
     fn forget_refused(&mut self, copy: &FrameCopy) -> bool {
         match self.peers.get_mut(copy.subscriber.index()) {
-            Some(Some(peer)) if peer.is_refused && copy.dropped.is_none() => {
+            Some(Some(peer)) if peer.is_refused && copy.is_sendable => {
                 peer.is_refused = false;
                 self.refused -= 1;
                 true
@@ -340,6 +340,9 @@ impl Egress {
 
     /// Sends all of the forwarder's copies and counts what became of each.
     pub fn flush(&mut self, forwarder: &mut Forwarder, directory: &Directory, ledger: &mut Ledger) {
+        forwarder.take_drops(directory, |series, reason, events| {
+            ledger.count_dropped_copy(series, events, reason);
+        });
         let mut copies = std::mem::take(&mut self.copies);
         loop {
             if self.ways.is_any_together {
@@ -383,7 +386,12 @@ impl Egress {
     ) -> usize {
         let Some((socket, peer)) = run.first().and_then(|copy| self.ways.to(copy)) else {
             for copy in run {
-                drop(copy, copy.dropped.unwrap_or(CopyDrop::Unreachable), ledger);
+                let reason = if copy.is_sendable {
+                    CopyDrop::Unreachable
+                } else {
+                    CopyDrop::TooLarge
+                };
+                drop(copy, reason, ledger);
             }
             return run.len();
         };

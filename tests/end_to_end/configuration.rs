@@ -15,6 +15,55 @@ fn wrong_usage_exits_2() {
     assert_eq!(code(&["serve", "--log-level", "loud"]), Some(2));
 }
 
+#[test]
+fn terms_that_are_none_are_wrong_usage_and_it_says_what_is_allowed() {
+    let long = "n".repeat(65);
+    for (flag, wrong, allowed) in [
+        (
+            "--sample",
+            &["nan", "inf", "-1", "7", "0", "-0", "1.1", "x", ""][..],
+            "over 0 and at most 1",
+        ),
+        ("--sample", &["0"], "leave the flag out"),
+        (
+            "--max-rate",
+            &[
+                "0",
+                "-1",
+                "4294967296",
+                "18446744073709551615",
+                "1.5",
+                "nan",
+                "",
+            ],
+            "1 to 4294967295 events a second",
+        ),
+        ("--max-rate", &["0"], "leave the flag out"),
+        (
+            "--group",
+            &["a b", "", "g\n", "*", &long],
+            "1 to 64 of A-Z a-z 0-9 . _ and -",
+        ),
+        (
+            "--name",
+            &["a b", "", &long],
+            "1 to 64 of A-Z a-z 0-9 . _ and -",
+        ),
+    ] {
+        for wrong in wrong {
+            let output = hailmary().args(["sub", ">", flag, wrong]).output().unwrap();
+            assert_eq!(output.status.code(), Some(2), "{flag} {wrong}: {output:?}");
+            let said = String::from_utf8(output.stderr).unwrap();
+            // It is wrapped to the terminal's width.
+            let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
+            assert!(
+                said.contains(flag) && said.contains(allowed),
+                "{flag} {wrong}: {said}"
+            );
+        }
+    }
+}
+
 /// What `check` and `serve` say of a configuration that is at fault: the same.
 fn refusal(file: &str) -> String {
     let refusal = |arguments: &[&str]| {
@@ -74,6 +123,46 @@ fn a_bad_configuration_exits_78_and_is_told_by_line() {
         (
             b"[listen]\nudp = [\"127.0.0.1:99999\"]\n",
             &[":2: \"127.0.0.1:99999\": an address is IP:PORT"],
+        ),
+        (
+            b"[[subscriber]]\nname = \"a\"\naddress = \"127.0.0.1:1\"\ntopics = [\"a\"]\n\
+              sample = nan\ngroup = \"a b\"\nevents_per_second = 0\n\
+              [[subscriber]]\nname = \"b\"\naddress = \"127.0.0.1:2\"\ntopics = [\"a\"]\n\
+              sample = 7.0\nevents_per_second = 4294967296\n",
+            &[
+                ":5: NaN: sample is a share over 0 and at most 1",
+                ":6: \"a b\": a group's name is 1 to 64 of A-Z a-z 0-9 . _ -",
+                ":7: 0: events_per_second must be 1 to 4294967295; without the key there is no limit",
+                ":12: 7.0: sample is",
+                ":13: 4294967296: events_per_second must be",
+            ],
+        ),
+        (
+            b"[[subscriber]]\nname = \"a\"\naddress = \"127.0.0.1:1\"\ntopics = [\"a\"]\nsample = -1\n",
+            &[":5: -1.0: sample is a share over 0 and at most 1"],
+        ),
+        (
+            b"[limits]\nmembers_per_group = 0\n[[topic]]\nmatch = \"a\"\nevents_per_second = 0\n\
+              max_age_ms = 0\n[[topic]]\nmatch = \"a\"\n",
+            &[
+                ":2: 0: members_per_group must be 1 to 4096",
+                ":5: 0: events_per_second must be 1 to",
+                ":6: 0: max_age_ms must be 1 to 86400000; without the key no event is stale",
+                ":8: \"a\": there is an entry for this pattern already",
+            ],
+        ),
+        (
+            b"[[topic]]\nmatch = \"a\"\nevents_per_second = 18446744073709551615\n",
+            &[":3: 18446744073709551615: events_per_second must be 1 to 4294967295"],
+        ),
+        (b"[[topic]]\nmatch = \"a\"\nmax_age_ms = -1\n", &[":3: "]),
+        (
+            b"[[topic]]\nmatch = \"a\"\npriority = \"urgent\"\n",
+            &[":3: unknown variant `urgent`", "`low`", "`normal`", "`high`"],
+        ),
+        (
+            b"[[topic]]\nmatch = \"a\"\nsample = 0.5\n",
+            &[":3: unknown field `sample`", "`events_per_second`", "`max_age_ms`"],
         ),
         (b"[listen\n", &[":1: "]),
         (b"name = \"\xff\"\n", &["cannot be read", "UTF-8"]),

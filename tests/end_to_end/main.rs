@@ -17,6 +17,8 @@ mod configuration;
 mod cookies;
 mod doctor;
 mod fairness;
+mod freshness;
+mod groups;
 mod hostile;
 mod laws;
 mod life;
@@ -27,11 +29,13 @@ mod overload;
 #[cfg(target_os = "linux")]
 mod prometheus;
 mod proof;
+mod rates;
 #[cfg(target_os = "linux")]
 mod refused;
 #[cfg(target_os = "linux")]
 mod reload;
 mod restart;
+mod samples;
 mod scrapes;
 #[cfg(target_os = "linux")]
 mod segments;

@@ -306,6 +306,33 @@ pub fn ask(admin: SocketAddr, request: &str, lines: &str) -> String {
     answer
 }
 
+/// A bus by a configuration file, which goes with it.
+pub struct Configured {
+    serving: Serving,
+    _directory: tempfile::TempDir,
+}
+
+impl Configured {
+    /// Starts a bus on a free port by this text.
+    pub fn start(text: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("bus.toml");
+        std::fs::write(&file, text).unwrap();
+        Self {
+            serving: Serving::start(&["--config", file.to_str().unwrap()], &[]),
+            _directory: directory,
+        }
+    }
+}
+
+impl std::ops::Deref for Configured {
+    type Target = Serving;
+
+    fn deref(&self) -> &Serving {
+        &self.serving
+    }
+}
+
 /// The first number behind a key, of a line each.
 fn number(text: &str, key: &str) -> u64 {
     let value = text.lines().find_map(|line| line.strip_prefix(key));

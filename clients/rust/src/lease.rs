@@ -88,8 +88,9 @@ pub enum Refusal {
     /// The request as a whole is.
     #[error("the bus takes the request for illegal")]
     BadRequest,
-    /// The bus has as many subscribers as it may; asking again may help.
-    #[error("the bus has no place for another subscriber")]
+    /// The bus has as many subscribers as it may, or the group as many members; asking
+    /// again may help.
+    #[error("the bus has no place for another subscriber, or its group for another member")]
     Full,
     /// A reason that this client does not know; asking again may help.
     #[error("the bus refuses for a reason that this client does not know")]

@@ -35,7 +35,7 @@ const IDLE_TURNS_MAX: u32 = 64;
 /// report, nonce, and the keys and lengths around them.
 const RENEWAL_BYTES_MAX: usize = COOKIE_BYTES_MAX + 80;
 
-/// The longest name of a subscriber, in bytes.
+/// The longest name of a subscriber or a group, in bytes.
 const NAME_BYTES_MAX: usize = 64;
 
 /// Why there is no subscription.
@@ -53,6 +53,9 @@ pub enum SubscribeError {
     /// The name is not 1 to 64 bytes of `[A-Za-z0-9._-]`.
     #[error("a subscriber's name is 1 to 64 of A-Z a-z 0-9 . _ and -")]
     BadName,
+    /// The group's name is longer than 64 bytes, or not of `[A-Za-z0-9._-]` alone.
+    #[error("a group's name is up to 64 of A-Z a-z 0-9 . _ and -")]
+    BadGroup,
     /// The share is not above 0 and at most 1.
     #[error("a sample is a share above 0 and at most 1")]
     BadSample,
@@ -105,7 +108,8 @@ pub struct ReceivedEvent {
     pub time_unix_nano: u64,
     /// Names and values, as they came. Of a name that comes twice the last counts.
     pub attributes: Vec<(String, String)>,
-    /// How many events it stands for: more than 1 where the bus sampled.
+    /// How many events it stands for: at least 1, more where the bus sampled. Where the
+    /// number of events is wanted, the sum of weights estimates it.
     pub weight: f64,
 }
 
@@ -253,20 +257,42 @@ impl SubscriberBuilder {
         self
     }
 
-    /// Of all subscribers of a group, one gets each event. Empty: no group.
+    /// Joins a group: of its members that want an event's topic, one gets the event.
+    /// The name is up to 64 bytes of `[A-Za-z0-9._-]`; empty is no group.
+    ///
+    /// Events with equal keys go to the same member, chosen by rendezvous hashing over
+    /// the members' names. Who joins takes its share of the keys from the others, who
+    /// goes leaves its own to them; no other key moves. A member whose lease ends is
+    /// gone at once. Events without a key are dealt out evenly.
+    ///
+    /// Give each member a [`name`](Self::name) of its own: by it, it has the same keys
+    /// again after a restart, its own or the bus's. Members without a name, and those
+    /// that join under one that another member still has, are told apart by their
+    /// addresses: so one that died and is back before its old lease has ended has other
+    /// keys till it next joins.
     pub fn group(mut self, group: impl Into<String>) -> Self {
         self.request.group = group.into();
         self
     }
 
-    /// Asks for this share of the events, above 0 and at most 1, chosen by key
-    /// where there is one.
+    /// Asks for this share of the events, above 0 and at most 1; the bus drops the
+    /// others and counts them in `dropped_by_bus` of the [stats](SubscriberStats).
+    ///
+    /// Events with equal keys are kept or dropped together: kept are those whose key's
+    /// XXH3-64 (no seed) is below `share` x 2^64. So all buses keep the same keys, and
+    /// a smaller share is part of a larger one. Events without a key are kept at random.
+    /// Each event that comes has the [`weight`](ReceivedEvent::weight) 1 / `share`.
     pub fn sample(mut self, share: f64) -> Self {
         self.request.sample = share;
         self
     }
 
-    /// Asks the bus to drop what exceeds this rate. 0: no limit.
+    /// Asks the bus to drop what exceeds so many events a second. 0: no limit.
+    ///
+    /// In any time come at most one second's worth of events and what the rate gives in
+    /// that time. The others are dropped, never delayed, and counted in `dropped_by_bus`
+    /// of the [stats](SubscriberStats). They are in nobody's weight: unlike a sample, a
+    /// rate keeps what comes first.
     pub fn rate(mut self, events_per_second: u32) -> Self {
         self.request.events_per_second = events_per_second;
         self
@@ -345,6 +371,9 @@ impl SubscriberBuilder {
         }
         if self.named && !is_name(&request.name) {
             return Err(SubscribeError::BadName);
+        }
+        if !request.group.is_empty() && !is_name(&request.group) {
+            return Err(SubscribeError::BadGroup);
         }
         // Not a number is in no range.
         if !(request.sample > 0.0 && request.sample <= 1.0) {
@@ -535,6 +564,14 @@ impl Subscriber {
     #[must_use]
     pub fn is_subscribed(&self) -> bool {
         self.subscription.state() == LeaseState::Held
+    }
+
+    /// Why the bus granted no lease when it was last asked, where it is asked again:
+    /// [`Refusal::Full`] may pass. `None` while a lease stands, and while no bus answered.
+    /// Of a refusal that is final the receiving calls tell.
+    #[must_use]
+    pub fn refusal(&self) -> Option<Refusal> {
+        self.subscription.refusal()
     }
 
     /// What was seen since the subscription began. It is counted within the

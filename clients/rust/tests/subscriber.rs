@@ -202,11 +202,15 @@ fn illegal_requests_are_refused_before_they_are_sent() {
             Err(SubscribeError::BadSample)
         ));
     }
-    let group = "g".repeat(65_400);
-    assert!(matches!(
-        ask().group(group).open(),
-        Err(SubscribeError::TooLarge)
-    ));
+    for group in ["a b", "g\n", &"g".repeat(65)] {
+        assert!(matches!(
+            ask().group(group).open(),
+            Err(SubscribeError::BadGroup)
+        ));
+    }
+    let pattern = "a".repeat(255);
+    let many = (0..300).fold(ask(), |ask, _| ask.pattern(&pattern));
+    assert!(matches!(many.open(), Err(SubscribeError::TooLarge)));
 }
 
 #[test]

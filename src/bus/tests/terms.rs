@@ -10,7 +10,7 @@ use proptest::sample::select;
 use sample::Sample;
 use seen::EventDrop;
 use sketch::Counter;
-use subscribers::Terms;
+use subscribers::{Subscriber, Terms};
 
 /// A subscriber by the configuration on the port of its name, `a` on 1 and so on.
 fn on_terms(name: &str, topics: &[&str], terms: Terms) -> StaticSubscriber {
@@ -89,7 +89,16 @@ struct Copied {
 
 impl Copied {
     fn weight(&self) -> f64 {
-        self.frame.stamp.as_ref().unwrap().weight.max(1.0)
+        let stamp = self.frame.stamp.as_ref();
+        stamp.map_or(1.0, |stamp| stamp.weight.max(1.0))
+    }
+}
+
+/// What a subscriber is called here: its address where it has no name.
+fn name_of(subscriber: &Subscriber) -> String {
+    match &*subscriber.name {
+        "" => subscriber.address.to_string(),
+        name => name.to_owned(),
     }
 }
 
@@ -110,6 +119,20 @@ fn turn(
     bus.handle_datagram(arrival, &frame.encode_to_vec(), tally)
         .unwrap();
     let mut all = Vec::new();
+    let names: HashMap<_, _> = bus
+        .subscribers()
+        .iter()
+        .map(|(_, one)| (one.series, name_of(one)))
+        .collect();
+    bus.forwarder
+        .take_drops(&bus.directory, |series, reason, events| {
+            all.push(Copied {
+                to: names[&series].clone(),
+                dropped: Some(reason),
+                events: events.into(),
+                frame: Frame::default(),
+            });
+        });
     let mut copies = Vec::new();
     loop {
         // One at a time, so that each stamp tells of all drops before it.
@@ -120,20 +143,14 @@ fn turn(
         for copy in &copies {
             let datagram = [copy.stamp(), bus.forwarder.body(copy)].concat();
             let frame = Frame::decode(&*datagram).unwrap();
-            match copy.dropped {
-                None => assert_eq!(frame.events.len(), copy.events as usize),
-                Some(_) => {
-                    assert_eq!(frame.events.len(), 0);
-                    bus.handle_dropped(copy);
-                }
+            assert_eq!(frame.events.len(), copy.events as usize);
+            if !copy.is_sendable {
+                bus.handle_dropped(copy);
             }
             let subscriber = bus.directory.subscribers().get(copy.subscriber).unwrap();
             all.push(Copied {
-                to: match &*subscriber.name {
-                    "" => subscriber.address.to_string(),
-                    name => name.to_owned(),
-                },
-                dropped: copy.dropped,
+                to: name_of(subscriber),
+                dropped: (!copy.is_sendable).then_some(CopyDrop::TooLarge),
                 events: copy.events.into(),
                 frame,
             });
@@ -713,7 +730,7 @@ fn many_sizes_make_few_frames() {
         let subscriber = bus.directory.subscribers().get(copy.subscriber).unwrap();
         let bytes = copy.stamp().len() + bus.forwarder.body(&copy).len();
         let is_too_large = bytes > subscriber.frame_bytes.max as usize;
-        assert_eq!(copy.dropped, is_too_large.then_some(CopyDrop::TooLarge));
+        assert_eq!(copy.is_sendable, !is_too_large);
     }
 }
 
@@ -780,13 +797,14 @@ proptest! {
             let all: u64 = copies.iter().map(|copy| copy.events).sum();
             prop_assert_eq!(tally.copies, all);
             for copy in &copies {
-                let stamp = copy.frame.stamp.as_ref().unwrap();
                 let (sequence, dropped) = sequences.entry(copy.to.clone()).or_default();
-                prop_assert_eq!((stamp.sequence, stamp.dropped), (*sequence, *dropped));
+                if let Some(stamp) = &copy.frame.stamp {
+                    prop_assert_eq!((stamp.sequence, stamp.dropped), (*sequence, *dropped));
+                    prop_assert!(stamp.weight == 0.0 || stamp.weight > 1.0);
+                    prop_assert!(stamp.weight >= weight);
+                }
                 *sequence += copy.events;
                 *dropped += if copy.dropped.is_some() { copy.events } else { 0 };
-                prop_assert!(stamp.weight == 0.0 || stamp.weight > 1.0);
-                prop_assert!(copy.dropped.is_some() || stamp.weight >= weight);
             }
             for group in ["g", "h"] {
                 let member = |copy: &&Copied| {

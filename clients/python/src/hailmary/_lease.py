@@ -54,7 +54,7 @@ class Reason(enum.Enum):
     NOT_ALLOWED = "the bus does not allow this subscription from here"
     BAD_TOPIC = "the bus takes a topic pattern for illegal"
     BAD_REQUEST = "the bus takes the request for illegal"
-    FULL = "the bus has no place for another subscriber"
+    FULL = "the bus has no place for another subscriber, or its group for another member"
     OTHER = "the bus gives a reason that this client does not know"
 
 

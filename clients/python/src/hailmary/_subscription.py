@@ -107,9 +107,17 @@ def subscribe(
 
     - `address`: as for `Publisher`; a name is looked up once, here.
     - `name`: what the bus's metrics call the subscriber, `[A-Za-z0-9._-]{1,64}`.
-    - `group`: of the subscribers of one group, each event goes to one.
-    - `sample`: the share of events to get, between 0 and 1; 0 is all.
-    - `events_per_second`: the bus drops what exceeds it; 0 is no limit.
+    - `group`: of the members of a group that want an event's topic, one gets the
+      event: with a key always the same one while the members stay, chosen by
+      rendezvous hashing over their names; without a key they take turns. A member
+      that comes or goes moves its own share of the keys and no others. It has the
+      same keys after a restart if its `name` is its own. Up to 64 of `[A-Za-z0-9._-]`.
+    - `sample`: the share of events to get, from 0 to 1; 0 is all, as is 1. Equal
+      keys are kept or dropped together: kept are those whose XXH3-64 without seed
+      is below `sample` x 2^64, by every bus. Each event's `weight` is 1 / `sample`.
+    - `events_per_second`: the bus drops what exceeds it, and delays nothing: in any
+      time come at most one second's worth and what the rate gives in that time. 0
+      is no limit.
     - `lease_ms`: the wanted lease, 0 for the bus's default. The bus may grant less.
     - `max_frame_bytes`: the largest datagram to get; 0 leaves it to the bus.
     - `notices`: whether a `Loss` stands among the events where some are missing.
@@ -294,6 +302,8 @@ def _request(
         check_pattern(pattern)
     if not _NAME.fullmatch(name):
         raise ValueError(f"{name!r:.100} is no name: 1 to 64 of A-Z a-z 0-9 . _ -")
+    if not _NAME.fullmatch(group):
+        raise ValueError(f"{group!r:.100} is no group: up to 64 of A-Z a-z 0-9 . _ -")
     if not 0.0 <= sample <= 1.0:
         raise ValueError(f"sample is from 0 to 1, not {sample}")
     _check_uint32("events_per_second", events_per_second)
@@ -309,7 +319,7 @@ def _request(
         events_per_second=events_per_second,
     )
     if request.ByteSize() > _REQUEST_BYTES_MAX:
-        raise ValueError("patterns and group do not fit into a datagram")
+        raise ValueError("the patterns do not fit into a datagram")
     return request
 
 
