@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "record"))
 import figures
 import loads
 import machine
+import overload
 import page
 import processes
 import scrapes
@@ -65,6 +66,12 @@ class Parsing(unittest.TestCase):
         self.assertEqual(scrapes.forwarded(f"{text}{name}_sum 1\n{name}_count 10\n"), (10, 3))
         with self.assertRaises(processes.Failed):
             scrapes.forwarded("")
+
+    def test_series_are_added_up_by_their_labels(self) -> None:
+        text = 'hailmary_a_total{x="1",y="z"} 5\nhailmary_a_total{x="2",y="z"} 7\nhailmary_a_total_more 1\n'
+        self.assertEqual(overload.total(text, "a_total"), 12)
+        self.assertEqual(overload.total(text, "a_total", 'x="2"'), 7)
+        self.assertEqual(overload.total("hailmary_b 3\n", "b"), 3)
 
     def test_only_calls_within_the_time_count(self) -> None:
         trace = "7 9.9 brk(NULL) = 0\n7 10.0 read(3) = 0\n8 14.9 <... futex resumed>) = 0\n7 15.0 exit(0)\n\n"
@@ -156,6 +163,8 @@ class Page(unittest.TestCase):
         sample = {"delivered_per_second": 2e6, "cpu_ns_per_copy": 80.0, "lost_share": 0.0}
         sample |= {"p50_us": 50.0, "p99_us": 90.0, "p99_9_us": 400.0}
         sample |= {"late_share": 0.01, "scrape_ms": 20.0, "scrape_bytes": 9e6}
+        sample |= {"offered_per_second": 2e5, "copies_per_second": 9e5, "low_let_go_share": 0.5}
+        sample |= {"high_lost_share": 0.0, "low_lost_share": 0.1}
 
         def case(*names: str) -> dict[str, object]:
             return {name: [sample] for name in names}
@@ -175,6 +184,7 @@ class Page(unittest.TestCase):
                 "topics": {"full speed": case("1", "1000")},
                 "workers": {"full speed": case("1", "2")},
                 "scrapes": {"10000/5": case("no scrapes", "scrapes")},
+                "overload": {"60000": case("what it takes", "twice that", "twice that, with priorities")},
             },
             "instructions_per_event": {},
             "resident_kib": {"idle": 4096, "1000000": 6144},
@@ -193,11 +203,15 @@ class Page(unittest.TestCase):
                 if upper.startswith("|") and lower.startswith("|"):
                     self.assertEqual(upper.count("|"), lower.count("|"), lower)
 
-    def test_a_record_without_scrapes_is_drawn_as_before(self) -> None:
-        results = self.results(["bus"])
-        self.assertIn("10,000 static ones", "\n".join(page.page(results)))
-        del results["sections"]["scrapes"]  # type: ignore[attr-defined]
-        self.assertNotIn("Scrapes", "\n".join(page.page(results)))
+    def test_a_record_without_later_measurements_is_drawn_as_before(self) -> None:
+        for section, head, words in (
+            ("scrapes", "## Scrapes", "10,000 static ones"),
+            ("overload", "## Overload", "the bus takes 60,000 events/s"),
+        ):
+            results = self.results(["bus"])
+            self.assertIn(words, "\n".join(page.page(results)))
+            del results["sections"][section]  # type: ignore[attr-defined]
+            self.assertNotIn(head, "\n".join(page.page(results)))
 
     def test_page_and_charts_are_written(self) -> None:
         with tempfile.TemporaryDirectory() as directory:

@@ -8,7 +8,7 @@ from typing import Any
 
 from figures import Spread, ratios, short, spread, told
 from svg import Panel, Series, chart
-from workloads import BUS, INSTRUCTIONS, RELAY, SCRAPED, UNSCRAPED, YARDSTICK, Samples
+from workloads import AT_CAPACITY, BUS, INSTRUCTIONS, RELAY, SCRAPED, UNSCRAPED, YARDSTICK, Samples
 
 Results = dict[str, Any]
 DASH = "–"
@@ -47,7 +47,7 @@ def page(results: Results) -> Iterator[str]:
     yield INTRO.format(command=results["command"], rounds_told="1 round" if rounds == 1 else f"{rounds} rounds")
     if results["has_yardstick"]:
         yield YARDSTICK_WORDS
-    sections = (where, throughput, cost, lingering, latency, topics, workers, scrapes, memory, instructions)
+    sections = (where, throughput, cost, lingering, latency, topics, workers, scrapes, overload, memory, instructions)
     for section in sections:
         yield from section(results)
         yield ""
@@ -237,6 +237,36 @@ def scrapes_row(name: str, samples: Samples) -> tuple[str, ...]:
     late = [100 * share for share in column(samples, name, "late_share")]
     times = (told(column(samples, name, key)) for key in QUANTILES)
     return (name, *times, f"{told(late)} %", percent(column(samples, name, "lost_share")))
+
+
+def overload(results: Results) -> Iterator[str]:
+    # A record made before this was measured has none.
+    for takes, samples in results["sections"].get("overload", {}).items():
+        yield "## Overload\n"
+        yield f"Of a flood the bus takes {int(takes):,} events/s, where each goes to 16 subscribers in datagrams of"
+        yield "508 bytes that nobody reads. A quarter of the events has a topic of high priority, the others one of"
+        yield "low priority. The aim: of the first nothing to speak of is lost at twice that load, and no fewer"
+        yield "copies are made than at what the bus takes.\n"
+        yield from table(
+            (
+                "load",
+                "offered, events/s",
+                "copies/s",
+                "to those at what it takes",
+                "high lost",
+                "low lost unchosen",
+                "low let go by key",
+            ),
+            *(overload_row(name, samples) for name in samples),
+        )
+        yield ""
+
+
+def overload_row(name: str, samples: Samples) -> tuple[str, ...]:
+    lost = (percent(column(samples, name, key)) for key in ("high_lost_share", "low_lost_share", "low_let_go_share"))
+    ratio = DASH if name == AT_CAPACITY else pairs(samples, name, AT_CAPACITY, "copies_per_second")
+    rates = (told(column(samples, name, key), short) for key in ("offered_per_second", "copies_per_second"))
+    return (name, *rates, ratio, *lost)
 
 
 def memory(results: Results) -> Iterator[str]:

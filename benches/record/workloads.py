@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import loads
+import overload
 from loads import Load, Programs, Sample
 from processes import Failed
 
@@ -27,6 +28,7 @@ Contestants = Mapping[str, Callable[[], Sample]]
 
 BUS, YARDSTICK, RELAY = "bus", "yardstick", "relay"
 UNSCRAPED, SCRAPED = "no scrapes", "scrapes"
+AT_CAPACITY, TWICE, TWICE_CHOSEN = "what it takes", "twice that", "twice that, with priorities"
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Plan:
     """Static subscribers whose series are scraped."""
     scrapes_per_second: float = 5.0
     scrape_seconds: float = 5.0
+    overload_seconds: float = 5.0
     memory_events: tuple[int, ...] = (1_000_000, 5_000_000, 10_000_000)
     memory_seconds_max: float = 60.0
     idle_seconds: float = 5.0
@@ -61,6 +64,7 @@ def quick() -> Plan:
         crowd=100,
         scrapes_per_second=20.0,
         scrape_seconds=0.5,
+        overload_seconds=0.5,
         memory_events=(1_000, 10_000),
         memory_seconds_max=10.0,
         idle_seconds=0.5,
@@ -162,6 +166,19 @@ def scrapes(programs: Programs, plan: Plan) -> Section:
     return {f"{plan.crowd}/{plan.scrapes_per_second:g}": in_turns(plan.rounds, "scrapes", contestants)}
 
 
+def overloaded(programs: Programs, plan: Plan) -> Section:
+    """At what the bus takes, and twice as much without and with priorities: `CAPACITY`."""
+    say("what the bus takes")
+    takes = overload.capacity(programs, plan.overload_seconds)
+    measure = partial(overload.measure, programs, seconds=plan.overload_seconds)
+    contestants = {
+        AT_CAPACITY: partial(measure, takes, has_priorities=False),
+        TWICE: partial(measure, 2 * takes, has_priorities=False),
+        TWICE_CHOSEN: partial(measure, 2 * takes, has_priorities=True),
+    }
+    return {f"{takes:.0f}": in_turns(plan.rounds, "overload", contestants)}
+
+
 SECTIONS: dict[str, Callable[[Programs, Plan], Section]] = {
     "throughput": throughput,
     "cost": cost,
@@ -170,6 +187,7 @@ SECTIONS: dict[str, Callable[[Programs, Plan], Section]] = {
     "topics": topics,
     "workers": workers,
     "scrapes": scrapes,
+    "overload": overloaded,
 }
 
 
@@ -201,6 +219,19 @@ INSTRUCTIONS = {
         "the same, 1,000 topics round robin",
         100 * BATCH,
     ),
+    "features.plain": ("a turn, fan-out 4, 1 event with a key a datagram", BATCH),
+    "features.a_group_by_key": ("the same, and the four are a group", BATCH),
+    "features.a_group_without_keys": ("a group, and events without keys", BATCH),
+    "features.all_in_a_sample": ("a sample of nearly all", BATCH),
+    "features.half_in_a_sample": ("a sample of half", BATCH),
+    "features.under_a_subscribers_rate": ("each of the four under its rate", BATCH),
+    "features.over_a_subscribers_rate": ("each of the four over its rate", BATCH),
+    "features.under_a_topics_rate": ("under the topic's rate", BATCH),
+    "features.over_a_topics_rate": ("over the topic's rate", BATCH),
+    "features.fresh": ("a topic with `max_age_ms`", BATCH),
+    "features.of_low_priority": ("a topic with low priority", BATCH),
+    "features.half_let_go": ("the same, half of it let go", BATCH),
+    "features.nearly_all_let_go": ("the same, nearly all of it let go", BATCH),
     "route.of_10_000_topics_to_1_subscriber": (
         "take in events of 10,000 topics, all for 1 subscriber",
         160 * BATCH,

@@ -5,12 +5,11 @@
 //! rates", 1998). A member that comes takes keys from the others and gives none to them, one that
 //! goes gives its own away and moves none of the others. An event without a key is dealt out.
 //!
-//! A member that is the first of its name in its group is seeded by that name alone. So it has
-//! the same keys after a restart, its own or the bus's, and on every bus where the members have
-//! the same names.
+//! A member whose name no standing member of its group has is seeded by that name alone. So it
+//! has the same keys again once its old lease has ended, after a restart of the bus, and on every
+//! bus where the members have the same names. A namesake is seeded by its address besides.
 
-use std::collections::HashMap;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::address::Address;

@@ -155,8 +155,8 @@ pub struct Overload {
     turns_behind: u32,
     /// As of the last look, since the sockets were empty.
     fill: Fill,
-    /// Since when it is not behind, or has been at this level.
-    calm_since: Duration,
+    /// When the last step was taken, or might have been: the next one down is a time of calm later.
+    stepped: Duration,
 }
 
 impl Default for Overload {
@@ -165,7 +165,7 @@ impl Default for Overload {
             level: Level::default(),
             turns_behind: 0,
             fill: Fill(0),
-            calm_since: Duration::ZERO,
+            stepped: Duration::ZERO,
         }
     }
 }
@@ -208,7 +208,7 @@ impl Overload {
             false => STRIDE,
         };
         self.level = Level::new(self.level.0 + stride);
-        self.calm_since = now;
+        self.stepped = now;
         true
     }
 
@@ -216,8 +216,8 @@ impl Overload {
     #[cold]
     fn step_down(&mut self, now: Duration) -> bool {
         let before = self.level;
-        while self.level > Level::default() && now.saturating_sub(self.calm_since) >= CALM {
-            self.calm_since += CALM;
+        while self.level > Level::default() && now.saturating_sub(self.stepped) >= CALM {
+            self.stepped += CALM;
             self.level.0 -= 1;
         }
         self.level != before
@@ -226,7 +226,7 @@ impl Overload {
     /// When to look again though nothing comes: so that a level does not outlast its load.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Duration> {
-        (self.level > Level::default()).then(|| self.calm_since + CALM)
+        (self.level > Level::default()).then(|| self.stepped + CALM)
     }
 }
 

@@ -9,8 +9,8 @@
 //! there was. An event that has a weight already is one of those that another bus kept, and the
 //! share is taken of these.
 //!
-//! Who chooses keys can choose which of them are kept. That is so with every rule by which other
-//! buses keep the same ones.
+//! Who chooses keys can choose which of them are kept: that is so with every rule by which other
+//! buses keep the same ones. And who publishes can stamp its own events with any weight.
 
 use xxhash_rust::xxh3::xxh3_64;
 
