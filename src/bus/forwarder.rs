@@ -114,7 +114,7 @@ impl Forwarder {
     /// From now on so much is let go. Only between turns.
     pub fn set_level(&mut self, level: Level) {
         self.switch.thinning = Thinning::at(level);
-        self.switch.routes.thin_normal(level.reaches_normal());
+        self.switch.routes.thin(level.reach());
     }
 
     /// Takes in one datagram. What became of its events is added to `tally`, what its stamp

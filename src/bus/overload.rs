@@ -82,10 +82,38 @@ impl Level {
         Sample::of_share(share).unwrap_or(Sample::ALL)
     }
 
-    /// Whether topics that have no priority of their own are thinned out.
+    /// Which topics are thinned out.
     #[must_use]
-    pub fn reaches_normal(self) -> bool {
-        self.0 > STEPS
+    pub fn reach(self) -> Reach {
+        match self.0 {
+            0 => Reach::None,
+            1..=STEPS => Reach::Low,
+            _ => Reach::Normal,
+        }
+    }
+}
+
+/// Which topics are thinned out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reach {
+    /// None.
+    #[default]
+    None,
+    /// Those of low priority.
+    Low,
+    /// Those of normal priority, too.
+    Normal,
+}
+
+impl Reach {
+    /// Whether topics of this priority are among them.
+    #[must_use]
+    pub fn includes(self, priority: Priority) -> bool {
+        match priority {
+            Priority::Low => self != Reach::None,
+            Priority::Normal => self == Reach::Normal,
+            Priority::High => false,
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use super::bucket::Bucket;
 use super::series::{Series, SeriesId};
 
 /// Which topics' events go first when the bus cannot keep up.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Priority {
     /// The first to be thinned out.

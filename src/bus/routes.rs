@@ -20,6 +20,7 @@ use hashbrown::{HashMap, HashTable};
 use super::directory::Directory;
 use super::groups::Seed;
 use super::limits::{CACHED_MEMBERS_MAX, CACHED_TOPICS_MAX, SET_MEMBERS_MAX};
+use super::overload::Reach;
 use super::patterns::LookUp;
 use super::policies::{Policy, PolicyId, Priority};
 use super::sample::{Sample, Weight};
@@ -49,6 +50,9 @@ pub struct SubscriberSet {
     pub members: Box<[SubscriberId]>,
     /// Bytes that their datagrams are filled to.
     pub frame_bytes: u32,
+    /// Of which priority the topics are, where they are thinned out: so their events, which have
+    /// another weight, have frames of their own.
+    pub thinned: Option<Priority>,
 }
 
 /// A set that a topic leads to, with what the fan-out needs of it.
@@ -216,8 +220,8 @@ pub struct Routes {
     generation: u64,
     /// The directory's, as of these routes.
     followed: u64,
-    /// Whether topics without a priority of their own are thinned out.
-    thins_normal: bool,
+    /// Which topics are thinned out.
+    reach: Reach,
     sets: Vec<SubscriberSet>,
     interned: HashMap<SubscriberSet, SetId, FixedState>,
     /// Members of all sets together.
@@ -237,7 +241,7 @@ impl Routes {
             last: RouteId(0),
             generation: 0,
             followed: 0,
-            thins_normal: false,
+            reach: Reach::default(),
             members: 0,
             sets: Vec::new(),
             interned: HashMap::with_hasher(FixedState::with_seed(seed)),
@@ -256,11 +260,10 @@ impl Routes {
         }
     }
 
-    /// Whether from now on topics without a priority of their own are thinned out. Only between
-    /// turns.
-    pub fn thin_normal(&mut self, thins_normal: bool) {
-        if self.thins_normal != thins_normal {
-            self.thins_normal = thins_normal;
+    /// From now on these topics are thinned out. Only between turns.
+    pub fn thin(&mut self, reach: Reach) {
+        if self.reach != reach {
+            self.reach = reach;
             self.begin_generation();
         }
     }
@@ -325,26 +328,22 @@ impl Routes {
             true => Priority::High,
             false => decided.map_or(Priority::Normal, Policy::priority),
         };
-        let is_thinned = match priority {
-            Priority::Low => true,
-            Priority::Normal => self.thins_normal,
-            Priority::High => false,
-        };
+        let thinned = self.reach.includes(priority).then_some(priority);
         let subscribers = directory.subscribers();
         let is_plain = |id: &&SubscriberId| {
             let one = subscribers.get(**id);
             one.is_some_and(|one| one.terms == Terms::default())
         };
         let (plain, others): (Vec<_>, Vec<_>) = found.iter().partition(is_plain);
-        let sets = self.sets(&plain, subscribers);
-        let is_selective = decided.is_some_and(Policy::is_selective) || is_thinned;
+        let sets = self.sets(&plain, thinned, subscribers);
+        let is_selective = decided.is_some_and(Policy::is_selective) || thinned.is_some();
         if !is_selective && others.is_empty() {
             return match sets.copies {
                 0 => Way::Nowhere,
                 _ => Way::Straight(sets),
             };
         }
-        let parties = self.parties(&others, subscribers);
+        let parties = self.parties(&others, thinned, subscribers);
         let copies = parties.iter().map(|(_, copies)| copies).sum::<u32>();
         Way::Selective(Box::new(Selection {
             policy,
@@ -396,25 +395,36 @@ impl Routes {
     }
 
     /// One set for each size of datagram.
-    fn sets(&mut self, members: &[SubscriberId], subscribers: &Subscribers) -> Sets {
+    fn sets(
+        &mut self,
+        members: &[SubscriberId],
+        thinned: Option<Priority>,
+        subscribers: &Subscribers,
+    ) -> Sets {
         let mut by_size: BTreeMap<u32, Vec<SubscriberId>> = BTreeMap::new();
         for id in members {
             if let Some(one) = subscribers.get(*id) {
                 by_size.entry(one.frame_bytes.target).or_default().push(*id);
             }
         }
-        let destination = |(size, members)| self.destination(size, members);
+        let destination = |(size, members)| self.destination(size, members, thinned);
         Sets {
             destinations: by_size.into_iter().map(destination).collect(),
             copies: count(members),
         }
     }
 
-    fn destination(&mut self, frame_bytes: u32, members: Vec<SubscriberId>) -> Destination {
+    fn destination(
+        &mut self,
+        frame_bytes: u32,
+        members: Vec<SubscriberId>,
+        thinned: Option<Priority>,
+    ) -> Destination {
         Destination {
             id: self.intern(SubscriberSet {
                 members: members.into(),
                 frame_bytes,
+                thinned,
             }),
             body_bytes_max: (frame_bytes as usize).saturating_sub(STAMP_BYTES_MAX),
         }
@@ -424,6 +434,7 @@ impl Routes {
     fn parties(
         &mut self,
         members: &[SubscriberId],
+        thinned: Option<Priority>,
         subscribers: &Subscribers,
     ) -> Vec<(Party, u32)> {
         let mut groups: BTreeMap<&str, Vec<Member>> = BTreeMap::new();
@@ -437,7 +448,7 @@ impl Routes {
                 Terms {
                     group: Some(group), ..
                 } => {
-                    let member = self.member(*id, one);
+                    let member = self.member(*id, one, thinned);
                     groups.entry(group).or_default().push(member);
                 }
                 Terms {
@@ -448,20 +459,20 @@ impl Routes {
                     let key = (one.frame_bytes.target, *sample);
                     alike.entry(key).or_default().push(*id);
                 }
-                _ => parties.push((party([self.member(*id, one)]), 1)),
+                _ => parties.push((party([self.member(*id, one, thinned)]), 1)),
             }
         }
         for ((frame_bytes, sample), members) in alike {
             let copies = count(&members);
-            let to = self.destination(frame_bytes, members);
+            let to = self.destination(frame_bytes, members, thinned);
             parties.push((party([on_terms(to, sample, None)]), copies));
         }
         parties.extend(groups.into_values().map(|members| (party(members), 1)));
         parties
     }
 
-    fn member(&mut self, id: SubscriberId, one: &Subscriber) -> Member {
-        let to = self.destination(one.frame_bytes.target, vec![id]);
+    fn member(&mut self, id: SubscriberId, one: &Subscriber, thinned: Option<Priority>) -> Member {
+        let to = self.destination(one.frame_bytes.target, vec![id], thinned);
         let limited = one.terms.events_per_second.map(|_| id);
         Member {
             seed: one.standing.seed.unwrap_or_default(),

@@ -670,6 +670,12 @@ fn overload_thins_low_topics_by_key_and_leaves_high_ones_alone() {
             assert_eq!(group, of(topic, "a").0, "a group gets what everybody gets");
         }
         assert_eq!(dropped(&copies, "a", CopyDrop::Overload) > 0, thinned > 0);
+        let frames = copies.iter().filter(|copy| copy.to == "a");
+        let frames = frames.filter(|copy| copy.dropped.is_none()).count();
+        assert!(
+            frames <= 3 * 2,
+            "events that alternate do not make small frames: {frames}"
+        );
         assert_eq!(dropped(&copies, "a", CopyDrop::Sampled), 0);
         assert!(dropped(&copies, "b", CopyDrop::Sampled) > 1_000);
         let low = copies.iter().filter(|copy| copy.to == "a");
