@@ -7,7 +7,7 @@
 //! weight says how much: what meets a full buffer is anybody's.
 //!
 //! Half a buffer that shrinks is no reason for a step: the bus was held up, and is catching up.
-//! Steps down are single and slow, and taken while sockets are emptied. Where no topic has a
+//! Steps down are small, and taken while sockets are emptied. Where no topic has a
 //! priority there is nothing to choose by, and no step is taken.
 
 use std::time::Duration;
@@ -19,8 +19,15 @@ use super::sample::{Sample, Weight};
 /// buffer of the default size does not fill up in between.
 const TURNS_BEHIND: u32 = 8;
 
-/// How long the bus is not behind before it takes a step down.
-const CALM: Duration = Duration::from_millis(100);
+/// How long after a step up the next one may be taken: by then the one before shows.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// How long after a step a bus that is not behind takes one down.
+const CALM: Duration = Duration::from_millis(50);
+
+/// A step down is this part of the level, and at least 1: from the highest level it takes a
+/// second, and about a low one it changes the load by little.
+const DOWN: u32 = 8;
 
 /// Each step keeps seven eighths of what the one before kept.
 const STEP_SHARE: f64 = 0.875;
@@ -228,7 +235,9 @@ impl Overload {
     fn note_fill(&mut self, now: Duration, fill: Fill) -> bool {
         self.turns_behind = 0;
         let before = std::mem::replace(&mut self.fill, fill);
-        if fill < Fill::HALF || fill < before || self.level == Level::MAX {
+        let is_filling = fill >= Fill::HALF && fill >= before;
+        let is_early = self.level > Level::default() && now.saturating_sub(self.stepped) < PAUSE;
+        if !is_filling || is_early || self.level == Level::MAX {
             return false;
         }
         let stride = match fill >= Fill::NEARLY_FULL {
@@ -246,7 +255,7 @@ impl Overload {
         let before = self.level;
         while self.level > Level::default() && now.saturating_sub(self.stepped) >= CALM {
             self.stepped += CALM;
-            self.level.0 -= 1;
+            self.level.0 -= self.level.0.div_ceil(DOWN);
         }
         self.level != before
     }
@@ -346,10 +355,11 @@ mod tests {
     fn finds_what_is_enough_and_stays_about_it() {
         for (low, high) in [(300.0, 20.0), (200.0, 100.0), (150.0, 0.0), (4_000.0, 20.0)] {
             let mut model = Model::new();
+            let pause = PAUSE.as_secs_f64() / TURN.as_secs_f64();
             model.run(2_000, low, high);
             let at_first = std::mem::take(&mut model.lost);
             assert!(
-                f64::from(at_first) < 40.0 * (low + high),
+                f64::from(at_first) < f64::from(STEPS / LONG_STRIDE) * pause * (low + high),
                 "{low}, {high}: {at_first} lost at first"
             );
             model.levels.clear();
@@ -381,7 +391,10 @@ mod tests {
             looks += 1;
         }
         assert_eq!(overload.level(), Level(0));
-        assert!(looks <= first + 1, "{looks} looks for {first} steps");
+        assert!(
+            looks <= 2 * first.ilog2() * DOWN,
+            "{looks} looks for level {first}"
+        );
         let mut overload = Overload {
             level: Level(20),
             ..Overload::default()
