@@ -44,6 +44,7 @@ const LONG_STRIDE: u32 = 6;
 pub struct Fill(u8);
 
 impl Fill {
+    const QUARTER: Fill = Fill(64);
     const HALF: Fill = Fill(128);
     const NEARLY_FULL: Fill = Fill(224);
 
@@ -71,7 +72,7 @@ impl Level {
         self.0
     }
 
-    /// The level with this number, if there is one.
+    /// The level with this number, or the highest where there is none.
     #[must_use]
     pub fn new(number: u32) -> Self {
         Self(number).min(Self::MAX)
@@ -101,7 +102,7 @@ impl Level {
 }
 
 /// Which topics are thinned out.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Reach {
     /// None.
     #[default]
@@ -187,20 +188,26 @@ impl Thinning {
 #[derive(Debug)]
 pub struct Overload {
     level: Level,
+    /// The level from which on something goes: see [`base`].
+    base: u32,
     turns_behind: u32,
     /// As of the last look, since the sockets were empty.
     fill: Fill,
-    /// When the last step was taken, or might have been: the next one down is a time of calm later.
-    stepped: Duration,
+    /// When the last step up was taken.
+    stepped_up: Duration,
+    /// Since when there has been no step, and not much in the buffers.
+    calm_since: Duration,
 }
 
 impl Default for Overload {
     fn default() -> Self {
         Self {
             level: Level::default(),
+            base: 0,
             turns_behind: 0,
             fill: Fill(0),
-            stepped: Duration::ZERO,
+            stepped_up: Duration::ZERO,
+            calm_since: Duration::ZERO,
         }
     }
 }
@@ -214,38 +221,53 @@ impl Overload {
     }
 
     /// Notes a turn, which left something in a socket or did not, and says whether the level is
-    /// another one now. `fill` is asked for once in some turns that left something.
+    /// another one now. `lowest` is the priority of the topics that go first, if there are any to
+    /// choose by. `fill` is asked for once in some turns that left something.
     #[inline]
     pub fn note_turn(
         &mut self,
         now: Duration,
         is_behind: bool,
+        lowest: Option<Priority>,
         fill: impl FnOnce() -> Fill,
     ) -> bool {
-        if is_behind {
-            self.turns_behind += 1;
-            return self.turns_behind >= TURNS_BEHIND && self.note_fill(now, fill());
+        match lowest {
+            Some(lowest) if is_behind => {
+                self.turns_behind += 1;
+                self.turns_behind >= TURNS_BEHIND && self.note_fill(now, base(lowest), fill())
+            }
+            _ => {
+                let was_behind = std::mem::take(&mut self.turns_behind) > 0;
+                let was_behind = std::mem::replace(&mut self.fill, Fill(0)) > Fill(0) || was_behind;
+                if was_behind {
+                    // No steps are owed for the time in which something waited, but one.
+                    self.calm_since = self.calm_since.max(now.saturating_sub(CALM));
+                }
+                self.level > Level::default() && self.step_down(now)
+            }
         }
-        self.turns_behind = 0;
-        self.fill = Fill(0);
-        self.level > Level::default() && self.step_down(now)
     }
 
     #[cold]
-    fn note_fill(&mut self, now: Duration, fill: Fill) -> bool {
+    fn note_fill(&mut self, now: Duration, base: u32, fill: Fill) -> bool {
         self.turns_behind = 0;
         let before = std::mem::replace(&mut self.fill, fill);
-        let is_filling = fill >= Fill::HALF && fill >= before;
-        let is_early = self.level > Level::default() && now.saturating_sub(self.stepped) < PAUSE;
-        if !is_filling || is_early || self.level == Level::MAX {
+        if fill >= Fill::QUARTER {
+            self.calm_since = now;
+        }
+        // One that stays full cannot grow.
+        let is_growing = fill > before || (fill == before && fill >= Fill::NEARLY_FULL);
+        let is_early = self.level > Level::default() && now.saturating_sub(self.stepped_up) < PAUSE;
+        if fill < Fill::HALF || !is_growing || is_early || self.level == Level::MAX {
             return false;
         }
         let stride = match fill >= Fill::NEARLY_FULL {
             true => LONG_STRIDE,
             false => STRIDE,
         };
-        self.level = Level::new(self.level.0 + stride);
-        self.stepped = now;
+        self.base = base;
+        self.level = Level::new(self.level.0.max(base) + stride);
+        self.stepped_up = now;
         true
     }
 
@@ -253,9 +275,13 @@ impl Overload {
     #[cold]
     fn step_down(&mut self, now: Duration) -> bool {
         let before = self.level;
-        while self.level > Level::default() && now.saturating_sub(self.stepped) >= CALM {
-            self.stepped += CALM;
-            self.level.0 -= self.level.0.div_ceil(DOWN);
+        while self.level > Level::default() && now.saturating_sub(self.calm_since) >= CALM {
+            self.calm_since += CALM;
+            let over = self.level.0.saturating_sub(self.base);
+            self.level = match over - over.div_ceil(DOWN) {
+                0 => Level::default(),
+                over => Level(self.base + over),
+            };
         }
         self.level != before
     }
@@ -263,7 +289,15 @@ impl Overload {
     /// When to look again though nothing comes: so that a level does not outlast its load.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Duration> {
-        (self.level > Level::default()).then(|| self.stepped + CALM)
+        (self.level > Level::default()).then(|| self.calm_since + CALM)
+    }
+}
+
+/// The level that lets nothing go yet where topics of this priority go first.
+fn base(lowest: Priority) -> u32 {
+    match lowest {
+        Priority::Low => 0,
+        Priority::Normal | Priority::High => STEPS,
     }
 }
 
@@ -287,11 +321,14 @@ mod tests {
         waiting: u32,
         lost: u32,
         levels: Vec<u32>,
+        /// Priority of the topics that go first.
+        lowest: Priority,
     }
 
     impl Model {
         fn new() -> Self {
             Self {
+                lowest: Priority::Low,
                 overload: Overload::default(),
                 now: Duration::ZERO,
                 due: 0.0,
@@ -307,7 +344,7 @@ mod tests {
                 self.now += TURN;
                 let kept = 1.0
                     / Thinning::at(self.overload.level())
-                        .of(Priority::Low)
+                        .of(self.lowest)
                         .weight
                         .to_stamp()
                         .max(1.0);
@@ -325,7 +362,8 @@ mod tests {
                 let is_behind = self.waiting >= BATCH;
                 self.waiting = self.waiting.saturating_sub(BATCH);
                 let fill = Fill::of(self.waiting, BUFFER);
-                self.overload.note_turn(self.now, is_behind, || fill);
+                self.overload
+                    .note_turn(self.now, is_behind, Some(self.lowest), || fill);
                 self.levels.push(self.overload.level().get());
             }
         }
@@ -346,7 +384,7 @@ mod tests {
         );
         assert!(model.levels.ends_with(&[0; 1_000]), "and soon none");
         assert!(
-            !Overload::default().note_turn(TURN, true, || Fill::of(1, 1)),
+            !Overload::default().note_turn(TURN, true, Some(Priority::Low), || Fill::of(1, 1)),
             "one turn is none"
         );
     }
@@ -379,6 +417,32 @@ mod tests {
     }
 
     #[test]
+    fn falls_in_small_steps_while_much_comes() {
+        // Hardly more than the bus can take, most of it high: the buffer is half full for long.
+        let mut model = Model::new();
+        model.run(50_000, 10.0, 122.0);
+        let falls = model
+            .levels
+            .windows(2)
+            .map(|two| two[0].saturating_sub(two[1]));
+        assert_eq!(falls.max(), Some(1));
+        assert_eq!(model.lost, 0);
+    }
+
+    #[test]
+    fn where_nothing_is_low_the_first_step_is_felt() {
+        let mut model = Model::new();
+        model.lowest = Priority::Normal;
+        model.run(2_000, 200.0, 30.0);
+        let first = model.levels.iter().find(|level| **level > 0).unwrap();
+        assert_eq!(*first, STEPS + STRIDE);
+        let pauses = 2.0 * PAUSE.as_secs_f64() / TURN.as_secs_f64();
+        assert!(f64::from(model.lost) < pauses * 230.0, "{}", model.lost);
+        model.run(20_000, 10.0, 10.0);
+        assert!(model.levels.ends_with(&[0; 1_000]));
+    }
+
+    #[test]
     fn comes_down_with_time_though_nothing_comes() {
         let mut model = Model::new();
         model.run(1_000, 1_000.0, 0.0);
@@ -387,7 +451,7 @@ mod tests {
         let mut looks = 0;
         while let Some(at) = overload.poll_timeout() {
             model.now = model.now.max(at);
-            overload.note_turn(model.now, false, || Fill(0));
+            overload.note_turn(model.now, false, Some(Priority::Low), || Fill(0));
             looks += 1;
         }
         assert_eq!(overload.level(), Level(0));
@@ -399,7 +463,7 @@ mod tests {
             level: Level(20),
             ..Overload::default()
         };
-        overload.note_turn(100 * CALM, false, || Fill(0));
+        overload.note_turn(100 * CALM, false, Some(Priority::Low), || Fill(0));
         assert_eq!(
             overload.level(),
             Level(0),

@@ -97,7 +97,7 @@ pub struct PolicyId(usize);
 #[derive(Debug)]
 pub struct Policies {
     all: Vec<Policy>,
-    has_priorities: bool,
+    lowest: Option<Priority>,
     labels: Series,
 }
 
@@ -109,7 +109,7 @@ impl Policies {
         let policy = |decided| labeled(decided, &mut labels);
         Self {
             all: decided.iter().map(policy).collect(),
-            has_priorities: have_priorities(decided),
+            lowest: lowest(decided),
             labels,
         }
     }
@@ -126,7 +126,7 @@ impl Policies {
             }
         };
         self.all = decided.iter().map(&mut policy).collect();
-        self.has_priorities = have_priorities(decided);
+        self.lowest = lowest(decided);
     }
 
     /// The policy of a topic, if it has one.
@@ -142,11 +142,12 @@ impl Policies {
         self.all.get(id.0)
     }
 
-    /// Whether topics differ in what becomes of them when the bus cannot keep up.
+    /// The priority of the topics that go first when the bus cannot keep up. None where all have
+    /// the same.
     #[must_use]
     #[inline]
-    pub fn has_priorities(&self) -> bool {
-        self.has_priorities
+    pub fn lowest_priority(&self) -> Option<Priority> {
+        self.lowest
     }
 
     /// The labels, by [`SeriesId::index`]. It only grows.
@@ -156,9 +157,13 @@ impl Policies {
     }
 }
 
-fn have_priorities(decided: &[TopicPolicy]) -> bool {
-    let mut priorities = decided.iter().map(|policy| policy.priority);
-    priorities.any(|priority| priority != Priority::Normal)
+fn lowest(decided: &[TopicPolicy]) -> Option<Priority> {
+    let has = |priority| decided.iter().any(|policy| policy.priority == priority);
+    match (has(Priority::Low), has(Priority::High)) {
+        (true, _) => Some(Priority::Low),
+        (false, true) => Some(Priority::Normal),
+        (false, false) => None,
+    }
 }
 
 fn labeled(decided: &TopicPolicy, labels: &mut Series) -> Policy {

@@ -260,9 +260,10 @@ impl Routes {
         }
     }
 
-    /// From now on these topics are thinned out. Only between turns.
+    /// From now on these topics are thinned out, or may be: where fewer are, it stays as it is
+    /// till none is, so that routes are not found anew at each step. Only between turns.
     pub fn thin(&mut self, reach: Reach) {
-        if self.reach != reach {
+        if reach > self.reach || (reach == Reach::None && self.reach != reach) {
             self.reach = reach;
             self.begin_generation();
         }

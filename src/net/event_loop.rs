@@ -525,13 +525,14 @@ impl EventLoop {
 
     /// Lets more go, or less, by whether this turn emptied the sockets.
     fn follow_load(&mut self, directory: &Directory) {
-        let is_behind = self.is_readable() && directory.policies().has_priorities();
+        let is_behind = self.is_readable();
+        let lowest = directory.policies().lowest_priority();
         let listeners = &self.parts.listeners;
         let fill = || {
             let all = listeners.iter().flatten().map(Listener::fill);
             all.max().unwrap_or(Fill::of(0, 1))
         };
-        if self.overload.note_turn(self.now, is_behind, fill) {
+        if self.overload.note_turn(self.now, is_behind, lowest, fill) {
             let level = self.overload.level();
             self.parts.forwarder.set_level(level);
             self.parts.state.set_overload(self.parts.worker, level);
