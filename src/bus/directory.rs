@@ -164,7 +164,7 @@ impl Directory {
         let Some(subscriber) = self.subscribers.get_mut(id) else {
             return false;
         };
-        if wanted.is_what(subscriber) {
+        if wanted.is_what(subscriber) && subscriber.series == series {
             return false;
         }
         let address = subscriber.address.clone();

@@ -52,9 +52,10 @@ pub fn owner(key: KeyHash, seeds: impl Iterator<Item = Seed>) -> Option<usize> {
 
 /// Deals events without a key out, and throws the dice for them.
 ///
-/// A turn is a multiple of the golden ratio's fraction: of such ones any that follow one another,
-/// and every second or tenth likewise, are spread evenly, whatever comes in between (Weyl's
-/// equidistribution; Knuth, "The Art of Computer Programming", volume 3, section 6.4).
+/// A turn is a multiple of the golden ratio's fraction. Such ones are spread evenly in the long
+/// run, also where each of a group comes after as many of others (Weyl's equidistribution), and
+/// the sooner the fewer come in between (Knuth, "The Art of Computer Programming", volume 3,
+/// section 6.4).
 #[derive(Clone, Copy, Debug)]
 pub struct Dealer {
     turn: u64,

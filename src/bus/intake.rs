@@ -211,6 +211,7 @@ impl Intake<'_> {
         };
         let mut selector = Selector {
             directory: self.directory,
+            parties: self.switch.routes.parties(selection.parties),
             selection,
             kept: self.switch.thinning.of(selection.priority),
             fanout: &mut self.switch.fanout,

@@ -7,13 +7,8 @@ use std::time::Duration;
 /// few enough that the longest topics (255 bytes) fill less than 6 MiB.
 pub const CACHED_TOPICS_MAX: usize = 16_384;
 
-/// Members of groups, and of others on terms of their own, in all remembered routes together: in
-/// 20 MiB. Past it all topics are forgotten and found again as they come, so that topics by the
-/// thousand times members by the thousand do not fill the memory.
-pub const CACHED_MEMBERS_MAX: usize = 1 << 18;
-
-/// Members of all subscriber sets kept between turns, in 4 MiB. Past it all sets are made anew,
-/// as topics come.
+/// Members of all subscriber sets and parties kept between turns, in some 64 MiB at the most. Past
+/// it all are made anew, as topics come.
 pub const SET_MEMBERS_MAX: usize = 1 << 20;
 
 /// Topics with a counter in each sketch of the topics seen: a count is less than 3/1024 of all

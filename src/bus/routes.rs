@@ -3,7 +3,7 @@
 //! A cache of topics stands in front of the directory. What it holds is right for one generation
 //! of it; a change begins a new one, and topics find their sets again as they come. Topics that
 //! nobody wants are cached like others, and what is cached is bounded: see
-//! [`CACHED_TOPICS_MAX`] and [`CACHED_MEMBERS_MAX`].
+//! [`CACHED_TOPICS_MAX`].
 //!
 //! The bus's own topics are cached as out of date from the start, so that each of their events is
 //! resolved anew: there its source is looked at, which costs the others nothing.
@@ -19,7 +19,7 @@ use hashbrown::{HashMap, HashTable};
 
 use super::directory::Directory;
 use super::groups::Seed;
-use super::limits::{CACHED_MEMBERS_MAX, CACHED_TOPICS_MAX, SET_MEMBERS_MAX};
+use super::limits::{CACHED_TOPICS_MAX, SET_MEMBERS_MAX};
 use super::overload::Reach;
 use super::patterns::LookUp;
 use super::policies::{Policy, PolicyId, Priority};
@@ -89,17 +89,6 @@ impl Route {
             Way::Selective(selection) => selection.copies,
         }
     }
-
-    /// Members of its parties, which it holds itself.
-    fn members(&self) -> usize {
-        match &self.way {
-            Way::Selective(selection) => {
-                let parties = selection.parties.iter();
-                parties.map(|party| party.members.len()).sum()
-            }
-            Way::Nowhere | Way::Straight(_) => 0,
-        }
-    }
 }
 
 /// Where events go.
@@ -131,8 +120,8 @@ pub struct Selection {
     pub priority: Priority,
     /// Who gets every event.
     pub sets: Sets,
-    /// Of each of these, one gets an event.
-    pub parties: Box<[Party]>,
+    /// Of each of these parties, one gets an event.
+    pub parties: PartiesId,
     /// Copies made of each event.
     pub copies: u32,
     /// Events dropped since they were last handed to the topics seen, by [`SELECTED`].
@@ -151,6 +140,21 @@ impl Selection {
             }
         }
     }
+}
+
+/// Parties, interned: topics with equal members have the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PartiesId(u32);
+
+/// What parties are interned by: who they are, and of which priority the topics are that are
+/// thinned out.
+type PartiesKey = (Box<[SubscriberId]>, Option<Priority>);
+
+/// Parties, and how many copies they get of an event.
+#[derive(Debug)]
+struct Parties {
+    all: Box<[Party]>,
+    copies: u32,
 }
 
 /// Those of whom one gets an event: a group, or a subscriber on its own terms.
@@ -212,8 +216,6 @@ pub struct Routes {
     cache: Vec<CachedTopic>,
     /// The places in `cache`, by topic.
     places: HashTable<RouteId>,
-    /// Members of the parties in `cache`.
-    cached_members: usize,
     /// The topic found last: publishers repeat themselves.
     last: RouteId,
     /// Of these routes: it also changes when sets are forgotten.
@@ -224,7 +226,9 @@ pub struct Routes {
     reach: Reach,
     sets: Vec<SubscriberSet>,
     interned: HashMap<SubscriberSet, SetId, FixedState>,
-    /// Members of all sets together.
+    parties: Vec<Parties>,
+    interned_parties: HashMap<PartiesKey, PartiesId, FixedState>,
+    /// Members of all sets and parties together.
     members: usize,
     hasher: FixedState,
     look_up: LookUp,
@@ -237,7 +241,6 @@ impl Routes {
         Self {
             cache: Vec::new(),
             places: HashTable::new(),
-            cached_members: 0,
             last: RouteId(0),
             generation: 0,
             followed: 0,
@@ -245,6 +248,8 @@ impl Routes {
             members: 0,
             sets: Vec::new(),
             interned: HashMap::with_hasher(FixedState::with_seed(seed)),
+            parties: Vec::new(),
+            interned_parties: HashMap::with_hasher(FixedState::with_seed(seed)),
             hasher: FixedState::with_seed(seed),
             look_up: LookUp::default(),
         }
@@ -344,14 +349,13 @@ impl Routes {
                 _ => Way::Straight(sets),
             };
         }
-        let parties = self.parties(&others, thinned, subscribers);
-        let copies = parties.iter().map(|(_, copies)| copies).sum::<u32>();
+        let (parties, copies) = self.intern_parties(others, thinned, subscribers);
         Way::Selective(Box::new(Selection {
             policy,
             priority,
             copies: sets.copies.saturating_add(copies),
             sets,
-            parties: parties.into_iter().map(|(party, _)| party).collect(),
+            parties,
             dropped: Default::default(),
         }))
     }
@@ -381,7 +385,15 @@ impl Routes {
         self.sets.get(id.index())
     }
 
-    /// Between turns: forgets sets past the bound. They are found again as topics come.
+    /// The parties of an id that a route of this generation gave.
+    #[must_use]
+    #[inline]
+    pub fn parties(&self, id: PartiesId) -> &[Party] {
+        let parties = self.parties.get(id.0 as usize);
+        parties.map_or(&[], |parties| &parties.all)
+    }
+
+    /// Between turns: forgets sets and parties past the bound. They are found again as topics come.
     pub fn end_turn(&mut self) {
         if self.members > SET_MEMBERS_MAX {
             self.begin_generation();
@@ -392,6 +404,8 @@ impl Routes {
         self.generation += 1;
         self.sets.clear();
         self.interned.clear();
+        self.parties.clear();
+        self.interned_parties.clear();
         self.members = 0;
     }
 
@@ -431,8 +445,31 @@ impl Routes {
         }
     }
 
+    /// The parties that these make, and how many copies they get of an event.
+    fn intern_parties(
+        &mut self,
+        members: Vec<SubscriberId>,
+        thinned: Option<Priority>,
+        subscribers: &Subscribers,
+    ) -> (PartiesId, u32) {
+        let key = (members.into_boxed_slice(), thinned);
+        if let Some(id) = self.interned_parties.get(&key) {
+            let copies = self.parties.get(id.0 as usize).map(|one| one.copies);
+            return (*id, copies.unwrap_or_default());
+        }
+        let parties = self.make_parties(&key.0, thinned, subscribers);
+        let copies = parties.iter().map(|(_, copies)| copies).sum::<u32>();
+        let all: Box<[Party]> = parties.into_iter().map(|(party, _)| party).collect();
+        self.members += all.iter().map(|party| party.members.len()).sum::<usize>();
+        // Bounded as sets are.
+        let id = PartiesId(u32::try_from(self.parties.len()).unwrap_or(u32::MAX));
+        self.parties.push(Parties { all, copies });
+        self.interned_parties.insert(key, id);
+        (id, copies)
+    }
+
     /// The groups, and those who are in none; with each, how many copies it gets of an event.
-    fn parties(
+    fn make_parties(
         &mut self,
         members: &[SubscriberId],
         thinned: Option<Priority>,
@@ -500,7 +537,6 @@ impl Routes {
         };
         let hash = self.hasher.hash_one(topic);
         let known = self.places.find(hash, |id| self.is_of(*id, topic)).copied();
-        self.make_room(known, route.members(), seen);
         if let Some(cached) = known.and_then(|id| self.cache.get_mut(id.0 as usize)) {
             if let Some((topic, events, copies)) = cached.counted() {
                 seen.count_routed(topic, events, copies);
@@ -509,6 +545,11 @@ impl Routes {
             cached.route = route;
             cached.generation = generation;
             return known.unwrap_or(self.last);
+        }
+        if self.cache.len() >= CACHED_TOPICS_MAX {
+            self.hand_over(seen);
+            self.cache.clear();
+            self.places.clear();
         }
         // CACHED_TOPICS_MAX has far less than 32 bits.
         let id = RouteId(u32::try_from(self.cache.len()).unwrap_or(u32::MAX));
@@ -524,23 +565,6 @@ impl Routes {
         };
         self.places.insert_unique(hash, id, hash_of);
         id
-    }
-
-    /// Counts the members of a route that comes to the cache, or into a known one's place there,
-    /// and forgets all that is cached where it would be too much. What was counted for it is handed
-    /// to the topics seen.
-    fn make_room(&mut self, known: Option<RouteId>, members: usize, seen: &mut TopicsSeen) {
-        let replaced = known
-            .and_then(|id| self.route(id))
-            .map_or(0, Route::members);
-        self.cached_members = self.cached_members - replaced + members;
-        let is_full = known.is_none() && self.cache.len() >= CACHED_TOPICS_MAX;
-        if is_full || self.cached_members > CACHED_MEMBERS_MAX {
-            self.hand_over(seen);
-            self.cache.clear();
-            self.places.clear();
-            self.cached_members = members;
-        }
     }
 }
 
@@ -605,36 +629,28 @@ mod tests {
         Directory::new(&settings, 1)
     }
 
-    fn held(routes: &Routes) -> usize {
-        routes
-            .cache
-            .iter()
-            .map(|cached| cached.route.members())
-            .sum()
-    }
-
     #[test]
-    fn members_that_are_remembered_are_bounded_over_all_topics() {
-        const MEMBERS: u16 = 1_000;
+    fn topics_with_equal_members_share_their_parties() {
+        const MEMBERS: u16 = 100;
         let mut routes = Routes::new(1);
-        let (many, few) = (directory(MEMBERS), directory(1));
-        let fitting = CACHED_MEMBERS_MAX / usize::from(MEMBERS);
-        let mut most = 0;
-        for number in 0..3 * fitting {
+        let directory = directory(MEMBERS);
+        routes.follow(&directory);
+        for number in 0..1_000 {
             let topic = format!("t.{number}");
-            // Found anew, as after a change, it takes the place of what it was.
-            for directory in [&many, &few, &many] {
-                let id = routes
-                    .resolve(topic.as_bytes(), directory, &mut TopicsSeen::new(1))
-                    .unwrap();
-                assert!(matches!(routes.route(id).unwrap().way, Way::Selective(_)));
-            }
-            if number % 20 == 0 {
-                most = most.max(held(&routes));
-                assert_eq!(held(&routes), routes.cached_members);
-                assert!(routes.cached_members <= CACHED_MEMBERS_MAX);
-            }
+            let seen = &mut TopicsSeen::new(1);
+            let id = routes.resolve(topic.as_bytes(), &directory, seen).unwrap();
+            let Way::Selective(selection) = &routes.route(id).unwrap().way else {
+                panic!("a group is chosen from");
+            };
+            let parties = routes.parties(selection.parties);
+            assert_eq!((parties.len(), selection.copies), (1, 1));
+            assert_eq!(parties[0].members.len(), usize::from(MEMBERS));
         }
-        assert!(most > CACHED_MEMBERS_MAX / 2, "{most}");
+        assert_eq!(routes.parties.len(), 1);
+        assert_eq!(
+            routes.members,
+            2 * usize::from(MEMBERS),
+            "of sets of one, and of the party"
+        );
     }
 }

@@ -1,15 +1,17 @@
 //! The topics seen: the busiest, those of them that nobody wanted, and those whose events were
-//! dropped on their way in.
+//! dropped by a decision of the bus.
 //!
 //! Only legal topics are here, the bus's own among them. Routes count their events in plain
-//! integers, which come here once a second and where a route ends. All is bounded by [`SEEN_TOPICS_MAX`].
+//! integers, which come here once a second and where a route ends. All is bounded by
+//! [`SEEN_TOPICS_MAX`].
 
 use std::time::Duration;
 
 use super::limits::SEEN_TOPICS_MAX;
 use super::sketch::Sketch;
 
-/// Why an event was not routed. Its [`label`](EventDrop::label) is the metric's.
+/// Why an event was not routed, or not to all whom it was for. Its [`label`](EventDrop::label) is
+/// the metric's: of `ingress_dropped_events_total`, or of `egress_dropped_events_total`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum EventDrop {
     /// Its source may not publish it.
@@ -18,7 +20,7 @@ pub enum EventDrop {
     RateLimit,
     /// Older than its topic's policy permits.
     Stale,
-    /// Let go because the bus could not keep up.
+    /// Copies of it were let go because the bus could not keep up. It is among those routed, too.
     Overload,
 }
 

@@ -25,6 +25,8 @@ pub struct Selector<'a> {
     pub directory: &'a Directory,
     /// What is to be decided.
     pub selection: &'a Selection,
+    /// Of each of these, one gets an event.
+    pub parties: &'a [Party],
     /// What is kept when the bus cannot keep up.
     pub kept: Kept,
     /// Where events are copied to.
@@ -70,7 +72,7 @@ impl Selector<'_> {
             for to in &self.selection.sets.destinations {
                 self.fanout.push(*to, *run, self.passage);
             }
-            if self.selection.parties.is_empty() {
+            if self.parties.is_empty() {
                 return passing;
             }
         }
@@ -84,12 +86,12 @@ impl Selector<'_> {
             }
             left -= 1;
             let lot = self.lot(&event);
-            if !is_whole {
-                self.thin(one, lot);
+            let mut is_let_go = !is_whole && self.thin(one, lot);
+            for party in self.parties {
+                is_let_go |= self.deal(one, lot, party) == Some(CopyDrop::Overload);
             }
-            for party in &self.selection.parties {
-                self.deal(one, lot, party);
-            }
+            let events = u64::from(is_let_go);
+            self.selection.count_dropped(EventDrop::Overload, events);
         }
         passing
     }
@@ -137,12 +139,9 @@ impl Selector<'_> {
         }
     }
 
-    /// Copies an event for those who get every one, or lets it go.
-    fn thin(&mut self, one: EventRun<'_>, lot: Lot) {
+    /// Copies an event for those who get every one, or lets it go, and says whether it did.
+    fn thin(&mut self, one: EventRun<'_>, lot: Lot) -> bool {
         let is_kept = self.kept.sample.keeps(lot.point);
-        if !is_kept {
-            self.selection.count_dropped(EventDrop::Overload, 1);
-        }
         let passage = self.weighing(self.kept.weight);
         for to in &self.selection.sets.destinations {
             match is_kept {
@@ -150,13 +149,12 @@ impl Selector<'_> {
                 false => self.fanout.push_drop(to.id, CopyDrop::Overload),
             }
         }
+        !is_kept && self.selection.sets.copies > 0
     }
 
-    /// Copies an event for the member of a party whose it is, or drops that copy.
-    fn deal(&mut self, one: EventRun<'_>, lot: Lot, party: &Party) {
-        let Some(member) = member(party, lot.by) else {
-            return;
-        };
+    /// Copies an event for the member of a party whose it is, or drops that copy and says why.
+    fn deal(&mut self, one: EventRun<'_>, lot: Lot, party: &Party) -> Option<CopyDrop> {
+        let member = member(party, lot.by)?;
         let dropped = if !member.sample.keeps(lot.point) {
             Some(CopyDrop::Sampled)
         } else if !self.kept.sample.keeps(lot.point) {
@@ -174,6 +172,7 @@ impl Selector<'_> {
                 self.fanout.push(member.to, one, passage);
             }
         }
+        dropped
     }
 
     fn permit(&self, id: SubscriberId) -> bool {

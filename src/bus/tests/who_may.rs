@@ -279,6 +279,7 @@ fn where_all_is_allowed_everything_goes_everywhere() {
 }
 
 proptest! {
+    /// To whoever is in no group, of topics without a rate: what is shared others get more of.
     #[test]
     fn adding_a_denial_adds_no_delivery(
         publish in any_said(),
