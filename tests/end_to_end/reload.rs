@@ -19,8 +19,8 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::support::{
-    ByHand, EndOnDrop, PATIENCE, Serving, ask, assert_laws, datagram, event, hailmary, subscribe,
-    sum, value, wait_until,
+    ByHand, EndOnDrop, PATIENCE, Serving, ask, assert_laws, datagram, event, hailmary, request,
+    subscribe, sum, value, wait_until,
 };
 
 /// How long one wait lasts before it is looked whether all is over.
@@ -873,6 +873,57 @@ fn a_publisher_goes_on_through_reloads() {
     let page = scene.bus.get("/metrics");
     assert_eq!(value(&page, "leases_granted_total"), 1);
     assert_eq!(value(&page, "challenges_total"), 1);
+}
+
+#[cfg(not(feature = "portable"))]
+#[test]
+fn a_lease_over_unix_outlives_the_first_rules_that_name_users() {
+    let directory = tempfile::tempdir().unwrap();
+    let [bus, own] = ["bus.sock", "own.sock"].map(|name| directory.path().join(name));
+    let subscriber = UnixDatagram::bind(own).unwrap();
+    subscriber.set_read_timeout(Some(PATIENCE)).unwrap();
+    let receive = || {
+        let mut buffer = [0; 1500];
+        let length = subscriber.recv(&mut buffer).unwrap();
+        Frame::decode(&buffer[..length]).unwrap()
+    };
+    let ask = |cookie: &[u8]| {
+        let datagram = request(subscribe(7, cookie));
+        subscriber.send_to(&datagram, &bus).unwrap();
+        receive().control.unwrap()
+    };
+    let text = |from: &str| {
+        format!(
+            "[listen]\nudp = [\"127.0.0.1:0\"]\nunix = [\"{}\"]\n\
+             [limits]\nlease_ms = 300000\n[access]\n\
+             publish = [{{ from = [\"127.0.0.0/8\"], topics = [\">\"] }}]\n\
+             subscribe = [{{ from = [{from}], topics = [\">\"] }}]\n",
+            bus.display()
+        )
+    };
+    let scene = Scene::start(&text("\"127.0.0.0/8\""));
+    let Control::Challenge(challenge) = ask(b"") else {
+        panic!("no challenge");
+    };
+    assert!(matches!(ask(&challenge.cookie), Control::Lease(_)));
+
+    let own = format!("\"uid:{}\"", rustix::process::getuid().as_raw());
+    scene.put_in_use(&text(&own));
+    let publisher = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let publish = |topic: &str| {
+        let datagram = datagram(vec![event(topic)]);
+        publisher.send_to(&datagram, scene.bus.udp()).unwrap();
+    };
+    publish("before");
+    let page = scene.bus.wait_for_metric("unmatched_events_total", 1);
+    assert_eq!(value(&page, "leases"), 1, "it stays, and sees nothing yet");
+    assert!(matches!(ask(&challenge.cookie), Control::Lease(_)));
+    publish("after");
+    assert_eq!(receive().events[0].topic, "after");
+    let page = scene.bus.get("/metrics");
+    assert_eq!(value(&page, "leases_revoked_total"), 0);
+    assert_eq!(value(&page, "leases_granted_total"), 1);
+    assert_laws(&page);
 }
 
 #[cfg(not(feature = "portable"))]
