@@ -69,7 +69,7 @@ pub struct Config {
     /// Static members of subscriber sets.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub subscriber: Vec<StaticEntry>,
-    /// Topics counted apart.
+    /// What holds for the topics of a pattern: a count of their own, a priority.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub topic: Vec<TopicEntry>,
 }
