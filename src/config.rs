@@ -5,9 +5,10 @@
 
 use std::collections::HashSet;
 use std::fmt;
-use std::fs;
-use std::io;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read};
 use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,6 +52,10 @@ const GROUP_MEMBERS: std::ops::RangeInclusive<usize> = 1..=4_096;
 
 /// Bounds of the age of events, in ms: at the longest what clocks that differ are good for.
 const MAX_AGE_MS: std::ops::RangeInclusive<u64> = 1..=86_400_000;
+
+/// The longest file that is read, in bytes: room for thousands of subscribers and rules, and little
+/// memory for what was named by mistake and may have no end.
+const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// The file.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -313,8 +318,22 @@ impl Config {
     ///
     /// All that is wrong with it, with lines.
     pub fn load(file: &Path) -> Result<(Self, Plan), ConfigError> {
+        Self::load_opened(file, File::open(file))
+    }
+
+    /// The same of a regular file alone, which does not wait for whoever writes it.
+    ///
+    /// # Errors
+    ///
+    /// All that is wrong with it, with lines.
+    pub fn load_regular(file: &Path) -> Result<(Self, Plan), ConfigError> {
+        Self::load_opened(file, open_regular(file))
+    }
+
+    fn load_opened(file: &Path, opened: io::Result<File>) -> Result<(Self, Plan), ConfigError> {
         let name = file.display().to_string();
-        let text = fs::read_to_string(file).map_err(|error| unreadable(&name, &error))?;
+        let text = opened.and_then(read_text);
+        let text = text.map_err(|error| unreadable(&name, &error))?;
         Self::parse(&name, &text)
     }
 
@@ -367,6 +386,28 @@ impl Config {
             }),
         }
     }
+}
+
+/// Opens a file if it is a regular one. Others are not waited for, as a FIFO is for its writer.
+fn open_regular(file: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(libc::O_NONBLOCK);
+    let file = options.open(file)?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::other("it is no regular file")),
+    }
+}
+
+fn read_text(file: File) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > FILE_BYTES_MAX {
+        let message = format!("it is longer than {FILE_BYTES_MAX} bytes");
+        return Err(io::Error::other(message));
+    }
+    let invalid = |error| io::Error::new(io::ErrorKind::InvalidData, error);
+    String::from_utf8(bytes).map_err(invalid)
 }
 
 fn unreadable(name: &str, error: &io::Error) -> ConfigError {

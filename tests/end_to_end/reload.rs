@@ -5,6 +5,7 @@ use std::fs;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -481,8 +482,15 @@ fn what_is_wrong_changes_nothing_and_is_told() {
     fs::remove_file(&scene.file).unwrap();
     scene.assert_kept("cannot be read: No such file");
     fs::create_dir(&scene.file).unwrap();
-    scene.assert_kept("cannot be read: Is a directory");
+    scene.assert_kept("cannot be read: it is no regular file");
     fs::remove_dir(&scene.file).unwrap();
+    // Nobody ever writes to it: what waited for that would wait for ever.
+    let mut mkfifo = Command::new("mkfifo");
+    assert!(mkfifo.arg(&scene.file).status().unwrap().success());
+    scene.assert_kept("cannot be read: it is no regular file");
+    fs::remove_file(&scene.file).unwrap();
+    scene.write(&format!("{good}{}", "#\n".repeat(1 << 19)));
+    scene.assert_kept("cannot be read: it is longer than 1048576 bytes");
     fs::write(&scene.file, b"[listen]\n# \xff\n").unwrap();
     scene.assert_kept("cannot be read: ");
 
