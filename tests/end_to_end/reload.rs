@@ -694,6 +694,11 @@ fn the_admin_reloads_for_this_host_where_it_may() {
             "403",
         ),
         (POST, "Host: localhost\r\nOrigin: null\r\n", "403"),
+        (
+            POST,
+            "Host: localhost\r\nX-Forwarded-For: 10.0.0.1\r\n",
+            "403",
+        ),
     ] {
         assert_eq!(
             status(&ask(bus.admin, request, lines)),
