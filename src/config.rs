@@ -840,6 +840,24 @@ mod tests {
             .to_string()
     }
 
+    #[test]
+    fn the_longest_file_is_read_and_a_longer_one_is_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("bus.toml");
+        let mut text = "[listen]\n".to_owned();
+        text.extend(std::iter::repeat_n('#', (1 << 20) - text.len()));
+        for load in [Config::load, Config::load_regular] {
+            std::fs::write(&file, &text).unwrap();
+            load(&file).unwrap();
+            std::fs::write(&file, format!("{text}#")).unwrap();
+            let error = load(&file).unwrap_err().to_string();
+            assert!(
+                error.ends_with("it is longer than 1048576 bytes"),
+                "{error}"
+            );
+        }
+    }
+
     /// Files with a mistake, and what is told of it.
     const WRONG: &[(&str, &str)] = &[
         ("", "bus.toml: the file is empty"),
