@@ -807,6 +807,21 @@ fn buffers_change_on_the_sockets_that_there_are() {
     }
 }
 
+/// Waits till all probes are back that were sent to listeners that are closed now.
+fn assert_none_is_missing(scene: &Scene) {
+    const SENT: &str = "hailmary_canary_sent_total{listener=\"";
+    let open = scene.listeners();
+    scene.bus.wait_for("/metrics", |page| {
+        let streams = page.lines().filter_map(|line| line.strip_prefix(SENT));
+        let names = streams.filter_map(|rest| rest.split('"').next());
+        let mut closed = names.filter(|name| open.iter().all(|(other, _)| other != name));
+        closed.all(|name| {
+            let count = |of: &str| value(page, &format!("{of}{{listener=\"{name}\"}}"));
+            count("canary_sent_total") == count("canary_latency_seconds_count")
+        })
+    });
+}
+
 #[test]
 fn a_canary_follows_the_listeners() {
     let directory = tempfile::tempdir().unwrap();
@@ -845,6 +860,7 @@ fn a_canary_follows_the_listeners() {
         assert_laws(&page);
         shown = returned(&page);
         assert_eq!(sum(&page, "canary_lost_total"), 0);
+        assert_none_is_missing(&scene);
         assert_eq!(sum(&page, "ingress_dropped_events_total"), 0, "{page}");
     }
     scene.put_in_use(&text(0, ""));
