@@ -406,8 +406,11 @@ fn read_text(file: File) -> io::Result<String> {
         let message = format!("it is longer than {FILE_BYTES_MAX} bytes");
         return Err(io::Error::other(message));
     }
-    let invalid = |error| io::Error::new(io::ErrorKind::InvalidData, error);
-    String::from_utf8(bytes).map_err(invalid)
+    String::from_utf8(bytes).map_err(|error| {
+        let valid = error.utf8_error().valid_up_to();
+        let message = format!("it is no UTF-8 after its first {valid} bytes");
+        io::Error::new(io::ErrorKind::InvalidData, message)
+    })
 }
 
 fn unreadable(name: &str, error: &io::Error) -> ConfigError {

@@ -20,8 +20,8 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::support::{
-    ByHand, EndOnDrop, PATIENCE, Serving, ask, assert_laws, datagram, event, hailmary, request,
-    subscribe, sum, value, wait_until,
+    ByHand, EndOnDrop, PATIENCE, Serving, ask, assert_laws, datagram, event, hailmary, subscribe,
+    sum, value, wait_until,
 };
 
 /// How long one wait lasts before it is looked whether all is over.
@@ -34,6 +34,7 @@ const PACE: Duration = Duration::from_micros(200);
 /// Datagrams that a publisher over a Unix socket sends at that pace: more than wait there at most,
 /// and fewer.
 const CROWD: u64 = 16;
+#[cfg(not(feature = "portable"))]
 const FEW: u64 = 2;
 
 /// Reloads under load.
@@ -917,7 +918,7 @@ fn a_lease_over_unix_outlives_the_first_rules_that_name_users() {
         Frame::decode(&buffer[..length]).unwrap()
     };
     let ask = |cookie: &[u8]| {
-        let datagram = request(subscribe(7, cookie));
+        let datagram = crate::support::request(subscribe(7, cookie));
         subscriber.send_to(&datagram, &bus).unwrap();
         receive().control.unwrap()
     };
