@@ -5,9 +5,10 @@
 
 use std::collections::HashSet;
 use std::fmt;
-use std::fs;
-use std::io;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read};
 use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,6 +53,10 @@ const GROUP_MEMBERS: std::ops::RangeInclusive<usize> = 1..=4_096;
 /// Bounds of the age of events, in ms: at the longest what clocks that differ are good for.
 const MAX_AGE_MS: std::ops::RangeInclusive<u64> = 1..=86_400_000;
 
+/// The longest file that is read, in bytes: room for thousands of subscribers and rules, and little
+/// memory for what was named by mistake and may have no end.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
 /// The file.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -69,7 +74,7 @@ pub struct Config {
     /// Static members of subscriber sets.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub subscriber: Vec<StaticEntry>,
-    /// Topics counted apart.
+    /// What holds for the topics of a pattern: a count of their own, a priority.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub topic: Vec<TopicEntry>,
 }
@@ -313,8 +318,22 @@ impl Config {
     ///
     /// All that is wrong with it, with lines.
     pub fn load(file: &Path) -> Result<(Self, Plan), ConfigError> {
+        Self::load_opened(file, File::open(file))
+    }
+
+    /// The same of a regular file alone, which does not wait for whoever writes it.
+    ///
+    /// # Errors
+    ///
+    /// All that is wrong with it, with lines.
+    pub fn load_regular(file: &Path) -> Result<(Self, Plan), ConfigError> {
+        Self::load_opened(file, open_regular(file))
+    }
+
+    fn load_opened(file: &Path, opened: io::Result<File>) -> Result<(Self, Plan), ConfigError> {
         let name = file.display().to_string();
-        let text = fs::read_to_string(file).map_err(|error| unreadable(&name, &error))?;
+        let text = opened.and_then(read_text);
+        let text = text.map_err(|error| unreadable(&name, &error))?;
         Self::parse(&name, &text)
     }
 
@@ -367,6 +386,31 @@ impl Config {
             }),
         }
     }
+}
+
+/// Opens a file if it is a regular one. Others are not waited for, as a FIFO is for its writer.
+fn open_regular(file: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(libc::O_NONBLOCK);
+    let file = options.open(file)?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::other("it is no regular file")),
+    }
+}
+
+fn read_text(file: File) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > FILE_BYTES_MAX {
+        let message = format!("it is longer than {FILE_BYTES_MAX} bytes");
+        return Err(io::Error::other(message));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let valid = error.utf8_error().valid_up_to();
+        let message = format!("it is no UTF-8 after its first {valid} bytes");
+        io::Error::new(io::ErrorKind::InvalidData, message)
+    })
 }
 
 fn unreadable(name: &str, error: &io::Error) -> ConfigError {
@@ -797,6 +841,24 @@ mod tests {
             .map(|_| ())
             .unwrap_err()
             .to_string()
+    }
+
+    #[test]
+    fn the_longest_file_is_read_and_a_longer_one_is_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("bus.toml");
+        let mut text = "[listen]\n".to_owned();
+        text.extend(std::iter::repeat_n('#', (1 << 20) - text.len()));
+        for load in [Config::load, Config::load_regular] {
+            std::fs::write(&file, &text).unwrap();
+            load(&file).unwrap();
+            std::fs::write(&file, format!("{text}#")).unwrap();
+            let error = load(&file).unwrap_err().to_string();
+            assert!(
+                error.ends_with("it is longer than 1048576 bytes"),
+                "{error}"
+            );
+        }
     }
 
     /// Files with a mistake, and what is told of it.

@@ -50,7 +50,7 @@ pub struct LeaseCounts {
     pub revoked: u64,
     /// Addresses asked to prove themselves.
     pub challenges: u64,
-    /// Requests not answered at all: too short for their answer, or too many.
+    /// Requests not answered at all. See [`LeaseEvent::Unanswered`].
     pub unanswered: u64,
     /// Refusals, by the number of their [`Reason`].
     pub refusals: [u64; LeaseCounts::REASONS],

@@ -260,7 +260,9 @@ fn leases(page: &mut Page, counts: &Counts, state: &State) {
     );
     page.counter(
         "lease_requests_unanswered_total",
-        "Requests shorter than their answer, or too many of one origin.",
+        "Requests shorter than their answer, too many of one origin, from somebody on a Unix \
+         socket of whom the kernel did not tell what the rules want to know, or more than fit \
+         between two workers.",
         leases.unanswered,
     );
     let reasons = (1..LeaseCounts::REASONS).filter_map(|number| {

@@ -4,7 +4,8 @@
 //! on this host is such a client, and posts where any page that it shows tells it to. So whoever
 //! speaks for a page is refused: a browser names the page's origin in each such request
 //! (`Origin`), and a page that had its own name resolve to this host's address asks for that name
-//! (`Host`).
+//! (`Host`). A reverse proxy on this host is such a client, too, whoever asks it: what it says
+//! it passes on (`Forwarded`, `X-Forwarded-For` and their like) is refused.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use std::sync::Arc;
 use axum::Extension;
 use axum::extract::State as Shared;
 use axum::http::uri::Authority;
-use axum::http::{HeaderMap, StatusCode, Uri, header};
+use axum::http::{HeaderMap, HeaderName, StatusCode, Uri, header};
 
 use super::{Client, Desk};
 
@@ -47,10 +48,13 @@ fn answer(status: StatusCode, text: &str) -> (StatusCode, String) {
     (status, format!("{text}\n"))
 }
 
-/// Refuses who is not on this host, or speaks for a web page.
+/// Refuses who is not on this host, or speaks for somebody else or a web page.
 fn check(Client(client): Client, uri: &Uri, headers: &HeaderMap) -> Result<(), &'static str> {
     if !client.ip().to_canonical().is_loopback() {
         return Err("only for clients on this host");
+    }
+    if headers.keys().any(is_of_proxy) {
+        return Err("not for what a proxy passes on, which says nothing of who asks");
     }
     if headers.contains_key(header::ORIGIN) {
         return Err("not for web pages");
@@ -63,6 +67,11 @@ fn check(Client(client): Client, uri: &Uri, headers: &HeaderMap) -> Result<(), &
         return Err("ask for it by a loopback address, or as localhost");
     }
     Ok(())
+}
+
+/// Whether proxies add this to what they pass on.
+fn is_of_proxy(name: &HeaderName) -> bool {
+    *name == header::FORWARDED || name.as_str().starts_with("x-forwarded-")
 }
 
 /// Whether this names a loopback address, with a port or without.
@@ -118,6 +127,22 @@ mod tests {
         }
         let uri = "http://localhost:7278/-/reload";
         assert!(may("[::1]:1", uri, &[("host", "localhost:7278")]));
+    }
+
+    #[test]
+    fn what_a_proxy_passes_on_is_refused() {
+        for (name, value) in [
+            ("forwarded", "for=127.0.0.1"),
+            ("X-Forwarded-For", "10.0.0.1"),
+            ("x-forwarded-for", ""),
+            ("x-forwarded-host", "localhost"),
+            ("X-Forwarded-Proto", "https"),
+        ] {
+            let headers = [("host", "localhost"), (name, value)];
+            assert!(!may("127.0.0.1:1", "/-/reload", &headers), "{name}");
+        }
+        let headers = [("host", "localhost"), ("accept", "*/*")];
+        assert!(may("127.0.0.1:1", "/-/reload", &headers));
     }
 
     #[test]

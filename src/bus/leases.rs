@@ -70,7 +70,8 @@ pub enum LeaseEvent {
     Revoked(SubscriberId),
     /// Refused.
     Refused(Reason),
-    /// Not answered: the request was shorter than its answer, or its origin asks too often.
+    /// Not answered: the request was shorter than its answer, its origin asks too often, nobody
+    /// told who sent it where the rules want to know, or there was no room to pass it on.
     Unanswered,
 }
 
@@ -145,11 +146,18 @@ impl Leases {
     }
 
     /// Ends the leases of those who may subscribe to nothing any more.
+    ///
+    /// Whose a lease over a Unix socket is that was taken before any rule named users shows at its
+    /// next renewal. Till then it stays, and gets only what its holder may see whoever it is.
     pub fn revoke(&mut self, directory: &mut Directory, events: &mut Vec<LeaseEvent>) {
-        let rules = &directory.access().subscribe;
+        let access = directory.access();
+        let is_untold = |peer| peer == Peer::Unix(None) && access.names_users();
         let is_forbidden = |subscriber: &Subscriber| match &subscriber.tenure {
             Tenure::Static => false,
-            Tenure::Lease(lease) => matches!(rules.rights(lease.peer), Rights::Nothing),
+            Tenure::Lease(lease) => {
+                let rights = access.subscribe.rights(lease.peer);
+                matches!(rights, Rights::Nothing) && !is_untold(lease.peer)
+            }
         };
         let all = directory.subscribers().iter();
         let forbidden = all.filter(|(_, subscriber)| is_forbidden(subscriber));

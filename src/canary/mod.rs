@@ -24,7 +24,7 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
+use std::sync::mpsc::{self, Receiver, Sender, SyncSender, TryRecvError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -182,14 +182,20 @@ pub struct Change {
     pub interval: Duration,
     /// Streams that begin.
     pub begin: Vec<Stream>,
-    /// Listeners, by their place, whose streams end. What is under way there is not awaited.
-    pub end: Vec<usize>,
+}
+
+/// What the canary's thread is told.
+#[derive(Debug)]
+enum Order {
+    Change(Change),
+    /// That the streams of the listeners in these places end, and where that is awaited.
+    End(Vec<usize>, SyncSender<()>),
 }
 
 /// A canary. It stops when it is dropped.
 #[derive(Debug)]
 pub struct Canary {
-    changes: Option<Sender<Change>>,
+    orders: Option<Sender<Order>>,
     waker: Arc<Waker>,
     subscriber: SocketAddr,
     board: Arc<Board>,
@@ -208,13 +214,14 @@ impl Canary {
         poll.registry()
             .register(&mut subscriber, RETURNED, Interest::READABLE)?;
         let waker = Arc::new(Waker::new(poll.registry(), CHANGED)?);
-        let (changes, changed) = mpsc::channel();
+        let (orders, ordered) = mpsc::channel();
         let address = subscriber.local_addr()?;
         let watch = Watch {
             streams: Vec::new(),
+            ended: Vec::new(),
             interval: Duration::ZERO,
             next_probe: None,
-            changes: changed,
+            orders: ordered,
             board: Arc::clone(&board),
             started: Instant::now(),
             subscriber,
@@ -227,7 +234,7 @@ impl Canary {
         };
         let thread = thread::Builder::new().name("canary".to_owned()).spawn(run);
         Ok(Self {
-            changes: Some(changes),
+            orders: Some(orders),
             subscriber: address,
             thread: Some(thread.context("cannot start the canary")?),
             waker,
@@ -254,15 +261,31 @@ impl Canary {
             // Shown before its first probe, too.
             self.board.change(stream.number, |_| {});
         }
-        // Both fail only where the thread has ended, which was told then.
-        let _ = self.changes.as_ref().map(|changes| changes.send(change));
-        let _ = self.waker.wake();
+        // It fails only where the thread has ended, which was told then.
+        let _ = self.order(Order::Change(change));
+    }
+
+    /// Ends the streams of the listeners in these places, which have sent their last probe when
+    /// this returns. What is under way is still counted when it comes back, or is lost.
+    pub fn end(&self, places: Vec<usize>) {
+        let (done, is_done) = mpsc::sync_channel(1);
+        if self.order(Order::End(places, done)).is_ok() {
+            // Cut off where the thread has ended: then nothing is sent any more, either.
+            let _ = is_done.recv();
+        }
+    }
+
+    /// Wakes the thread for this.
+    fn order(&self, order: Order) -> io::Result<()> {
+        // Where the thread has ended nobody takes it.
+        let _ = self.orders.as_ref().map(|orders| orders.send(order));
+        self.waker.wake()
     }
 }
 
 impl Drop for Canary {
     fn drop(&mut self) {
-        drop(self.changes.take());
+        drop(self.orders.take());
         if self.waker.wake().is_ok()
             && let Some(thread) = self.thread.take()
         {
@@ -277,10 +300,12 @@ impl Drop for Canary {
 #[derive(Debug)]
 struct Watch {
     streams: Vec<Stream>,
+    /// What is left of streams that have ended, by their places: probes under way.
+    ended: Vec<(usize, Probes)>,
     interval: Duration,
     /// None without streams.
     next_probe: Option<Duration>,
-    changes: Receiver<Change>,
+    orders: Receiver<Order>,
     subscriber: UdpSocket,
     poll: Poll,
     board: Arc<Board>,
@@ -305,7 +330,7 @@ impl Watch {
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
                 _ => {}
             }
-            if events.iter().any(|event| event.token() == CHANGED) && !self.take_changes() {
+            if events.iter().any(|event| event.token() == CHANGED) && !self.take_orders() {
                 return Ok(());
             }
             // What was late by now is given up after what had come is taken: so a canary that was
@@ -316,25 +341,45 @@ impl Watch {
         }
     }
 
-    /// Takes what changes there are, and says whether it is to go on.
-    fn take_changes(&mut self) -> bool {
+    /// Does what it was told, and says whether it is to go on.
+    fn take_orders(&mut self) -> bool {
         loop {
-            match self.changes.try_recv() {
-                Ok(Change {
-                    interval,
-                    begin,
-                    end,
-                }) => {
-                    self.streams.retain(|stream| !end.contains(&stream.number));
+            match self.orders.try_recv() {
+                Ok(Order::Change(Change { interval, begin })) => {
                     self.streams.extend(begin);
                     self.interval = interval;
                     self.next_probe = (!self.streams.is_empty()).then(|| self.now());
                     info!(?interval, streams = self.streams.len(), "canary watches");
                 }
+                Ok(Order::End(places, done)) => {
+                    self.end(&places);
+                    // Who has gone does not wait.
+                    let _ = done.send(());
+                }
                 Err(TryRecvError::Empty) => return true,
                 Err(TryRecvError::Disconnected) => return false,
             }
         }
+    }
+
+    /// Ends streams. Their addresses are free from then on.
+    fn end(&mut self, places: &[usize]) {
+        let is_over = |stream: &mut Stream| places.contains(&stream.number);
+        let over = self.streams.extract_if(.., is_over);
+        self.ended
+            .extend(over.map(|stream| (stream.number, stream.probes)));
+        if self.streams.is_empty() {
+            self.next_probe = None;
+        }
+        info!(streams = self.streams.len(), "canary watches");
+    }
+
+    /// The probes of all streams by their places, also of those that have ended.
+    fn probes(&mut self) -> impl Iterator<Item = (usize, &mut Probes)> {
+        let streams = self.streams.iter_mut();
+        let streams = streams.map(|stream| (stream.number, &mut stream.probes));
+        let ended = self.ended.iter_mut();
+        streams.chain(ended.map(|(number, probes)| (*number, probes)))
     }
 
     fn send(&mut self, now: Duration) {
@@ -345,18 +390,20 @@ impl Watch {
     }
 
     fn give_up(&mut self, now: Duration) {
-        for stream in &mut self.streams {
-            match stream.probes.give_up(now) {
+        let board = Arc::clone(&self.board);
+        for (number, probes) in self.probes() {
+            match probes.give_up(now) {
                 0 => {}
-                lost => self
-                    .board
-                    .change(stream.number, |counts| counts.lost += lost),
+                lost => board.change(number, |counts| counts.lost += lost),
             }
         }
+        self.ended.retain(|(_, probes)| probes.next_end().is_some());
     }
 
     fn next_end(&self) -> Option<Duration> {
-        let ends = self.streams.iter().filter_map(|it| it.probes.next_end());
+        let streams = self.streams.iter().map(|stream| &stream.probes);
+        let all = streams.chain(self.ended.iter().map(|(_, probes)| probes));
+        let ends = all.filter_map(Probes::next_end);
         ends.chain(self.next_probe).min()
     }
 
@@ -379,12 +426,12 @@ impl Watch {
         let Ok(frame) = Frame::decode(datagram) else {
             return;
         };
+        let board = Arc::clone(&self.board);
         for event in &frame.events {
-            for stream in &mut self.streams {
-                if let Some(latency) = stream.probes.end(now, &event.payload) {
+            for (number, probes) in self.probes() {
+                if let Some(latency) = probes.end(now, &event.payload) {
                     let ns = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
-                    self.board
-                        .change(stream.number, |counts| counts.latency.record(ns, 1));
+                    board.change(number, |counts| counts.latency.record(ns, 1));
                 }
             }
         }
@@ -445,7 +492,6 @@ mod tests {
         Change {
             interval: INTERVAL,
             begin: streams,
-            end: Vec::new(),
         }
     }
 
@@ -508,14 +554,32 @@ mod tests {
         canary.change(begin(streams(&listeners)));
         let sent = |streams: &[StreamCounts]| streams.iter().map(|it| it.sent).collect::<Vec<_>>();
         wait_for(&board, |streams| sent(streams) == [1, 1]);
-        canary.change(Change {
-            end: vec![0],
-            ..begin(Vec::new())
-        });
+        canary.end(vec![0]);
+        canary.change(begin(Vec::new()));
         wait_for(&board, |streams| sent(streams) == [1, 2]);
         let [first, _] = listeners;
         canary.change(begin(streams(&[first])));
         wait_for(&board, |streams| sent(streams) == [2, 3]);
+    }
+
+    #[test]
+    fn what_is_under_way_when_its_stream_ends_is_counted() {
+        let board = Arc::new(Board::default());
+        let canary = Canary::start(Arc::clone(&board)).unwrap();
+        let [back, never] = [udp("127.0.0.1:0"), udp("127.0.0.1:0")];
+        canary.change(begin(streams(&[back, never])));
+        wait_for(&board, |streams| {
+            streams.len() == 2 && streams.iter().all(|counts| counts.sent == 1)
+        });
+        canary.end(vec![0, 1]);
+        let probe = Probes::new(1).begin(Duration::ZERO, "x", 1).encode_to_vec();
+        let stranger = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        stranger.send_to(&probe, canary.subscriber).unwrap();
+        let streams = wait_for(&board, |streams| {
+            returned(&streams[0]) == 1 && streams[1].lost == 1
+        });
+        assert!(streams.iter().all(|counts| counts.sent == 1));
+        assert_eq!((streams[0].lost, returned(&streams[1])), (0, 0));
     }
 
     #[test]

@@ -48,7 +48,9 @@ pub fn control_queue(waker: &Arc<Waker>) -> (ControlSender, Receiver<ControlMess
     (ControlSender { messages, waker }, receiver)
 }
 
-/// What a data thread is to do between two turns. Nothing of it can fail halfway.
+/// What a data thread is to do between two turns. All of it is done: where the system refuses a
+/// socket another buffer, or will not have its datagrams asked otherwise, that socket stays as it
+/// was, it is warned of, and the rest is done.
 #[derive(Debug)]
 pub enum Order {
     /// Finish under the old rules what the new ones would spoil.

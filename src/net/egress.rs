@@ -253,7 +253,8 @@ impl Egress {
     ///
     /// # Errors
     ///
-    /// What the system says of one of them, whose buffer is left as it was.
+    /// What the system says of the first of those whose buffer is left as it was. All others have
+    /// theirs.
     pub fn resize(&mut self, send_buffer_bytes: usize) -> io::Result<()> {
         if self.send_buffer_bytes == send_buffer_bytes {
             return Ok(());
@@ -266,8 +267,9 @@ impl Egress {
             Way::Unix(socket) => Some(socket),
             Way::Ipv4 | Way::Ipv6 => None,
         });
-        let mut all = ipv4.iter().chain(ipv6).chain(unix);
-        all.try_for_each(|socket| resize_egress(socket, send_buffer_bytes))
+        let all = ipv4.iter().chain(ipv6).chain(unix);
+        let results = all.map(|socket| resize_egress(socket, send_buffer_bytes));
+        results.fold(Ok(()), Result::and)
     }
 
     /// When to [`follow`](Self::follow) again, though the directory has not changed.

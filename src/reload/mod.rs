@@ -36,7 +36,7 @@ const WAITING_MAX: usize = 64;
 /// no log.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// How long the end waits for a reload that is under way. It may read what nobody writes.
+/// How long the end waits for a reload that is under way. It may read from a disk that hangs.
 const STOP_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What became of a reload. Its [`label`](Outcome::label) is the metric's.
@@ -312,6 +312,6 @@ fn reload(source: &Source, running: &mut Running) -> Result<Summary, ReloadError
     if !source.has_file() {
         return Err(ReloadError::NoFile);
     }
-    let (_, plan) = source.read()?;
+    let (_, plan) = source.read_anew()?;
     running.reload(plan)
 }

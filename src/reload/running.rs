@@ -131,7 +131,7 @@ impl Running {
         };
         if let Some((canary, streams)) = probes {
             running.canary = Some(canary);
-            running.probe(streams, Vec::new());
+            running.probe(streams);
         }
         running
     }
@@ -269,6 +269,12 @@ impl Running {
             self.canary = None;
             self.sources.clear();
         }
+        if let Some(canary) = &self.canary
+            && !closed.is_empty()
+        {
+            // Before they are shut: a probe that found nobody would be no loss of the bus's.
+            canary.end(closed.clone());
+        }
         self.canary = canary.or(self.canary.take());
         let settings = self.settings(&plan, &streams);
         self.clear(&plan, &closed)?;
@@ -281,7 +287,7 @@ impl Running {
         summary.subscribers_removed = done.subscribers.removed.len();
         summary.leases_revoked = done.leases_revoked;
         self.equip(opened)?;
-        self.probe(streams, closed);
+        self.probe(streams);
         Ok(summary)
     }
 
@@ -362,8 +368,8 @@ impl Running {
         }
     }
 
-    /// Has the canary's streams begin and end, where anything is new to it.
-    fn probe(&mut self, begin: Vec<Stream>, end: Vec<usize>) {
+    /// Has the canary's streams begin, where anything is new to it.
+    fn probe(&mut self, begin: Vec<Stream>) {
         let (Some(canary), Some(interval)) = (&self.canary, self.plan.canary_interval) else {
             return;
         };
@@ -372,12 +378,8 @@ impl Running {
             self.sources.insert(stream.number(), source);
         }
         let is_same = self.state.canary.interval() == Some(interval);
-        if !is_same || !begin.is_empty() || !end.is_empty() {
-            canary.change(Change {
-                interval,
-                begin,
-                end,
-            });
+        if !is_same || !begin.is_empty() {
+            canary.change(Change { interval, begin });
         }
     }
 

@@ -2,7 +2,7 @@
 //! line says beside it.
 
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use toml::Spanned;
 
@@ -45,14 +45,30 @@ impl Source {
         name.unwrap_or_default()
     }
 
-    /// Reads the file and puts the flags in.
+    /// Reads the file, of whatever kind it is, and puts the flags in.
     ///
     /// # Errors
     ///
     /// All that is wrong with either.
     pub fn read(&self) -> Result<(Config, Plan), ConfigError> {
+        self.read_by(Config::load)
+    }
+
+    /// The same of a regular file alone: a bus that runs does not wait for what nobody writes.
+    ///
+    /// # Errors
+    ///
+    /// All that is wrong with either.
+    pub fn read_anew(&self) -> Result<(Config, Plan), ConfigError> {
+        self.read_by(Config::load_regular)
+    }
+
+    fn read_by(
+        &self,
+        load: impl FnOnce(&Path) -> Result<(Config, Plan), ConfigError>,
+    ) -> Result<(Config, Plan), ConfigError> {
         let mut config = match &self.file {
-            Some(file) => Config::load(file)?.0,
+            Some(file) => load(file)?.0,
             None => Config::default(),
         };
         if !self.listen.is_empty() {

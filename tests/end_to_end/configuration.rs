@@ -1,8 +1,10 @@
 //! What the program is told, and what it says of what it cannot do.
 
 use std::fs;
+use std::io::Write;
+use std::process::Stdio;
 
-use super::support::{Serving, hailmary};
+use super::support::{Process, Serving, hailmary};
 
 #[test]
 fn wrong_usage_exits_2() {
@@ -173,6 +175,20 @@ fn a_bad_configuration_exits_78_and_is_told_by_line() {
             assert!(said.contains(told), "{told} is not in {said}");
         }
         assert!(said.contains(file), "{said}");
+    }
+}
+
+#[test]
+fn a_configuration_is_checked_also_where_it_is_no_regular_file() {
+    for (text, status) in [("[loop]\nworkers = 2\n", 0), ("[loop]\nworkers = 0\n", 78)] {
+        let mut check = hailmary();
+        check.args(["check", "/dev/stdin"]);
+        check.stdin(Stdio::piped()).stderr(Stdio::null());
+        let mut check = Process(check.stdout(Stdio::null()).spawn().unwrap());
+        let mut stdin = check.0.stdin.take().unwrap();
+        stdin.write_all(text.as_bytes()).unwrap();
+        drop(stdin);
+        assert_eq!(check.0.wait().unwrap().code(), Some(status), "{text}");
     }
 }
 

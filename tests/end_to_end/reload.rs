@@ -5,6 +5,7 @@ use std::fs;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -33,6 +34,7 @@ const PACE: Duration = Duration::from_micros(200);
 /// Datagrams that a publisher over a Unix socket sends at that pace: more than wait there at most,
 /// and fewer.
 const CROWD: u64 = 16;
+#[cfg(not(feature = "portable"))]
 const FEW: u64 = 2;
 
 /// Reloads under load.
@@ -481,8 +483,15 @@ fn what_is_wrong_changes_nothing_and_is_told() {
     fs::remove_file(&scene.file).unwrap();
     scene.assert_kept("cannot be read: No such file");
     fs::create_dir(&scene.file).unwrap();
-    scene.assert_kept("cannot be read: Is a directory");
+    scene.assert_kept("cannot be read: it is no regular file");
     fs::remove_dir(&scene.file).unwrap();
+    // Nobody ever writes to it: what waited for that would wait for ever.
+    let mut mkfifo = Command::new("mkfifo");
+    assert!(mkfifo.arg(&scene.file).status().unwrap().success());
+    scene.assert_kept("cannot be read: it is no regular file");
+    fs::remove_file(&scene.file).unwrap();
+    scene.write(&format!("{good}{}", "#\n".repeat(1 << 19)));
+    scene.assert_kept("cannot be read: it is longer than 1048576 bytes");
     fs::write(&scene.file, b"[listen]\n# \xff\n").unwrap();
     scene.assert_kept("cannot be read: ");
 
@@ -686,6 +695,11 @@ fn the_admin_reloads_for_this_host_where_it_may() {
             "403",
         ),
         (POST, "Host: localhost\r\nOrigin: null\r\n", "403"),
+        (
+            POST,
+            "Host: localhost\r\nX-Forwarded-For: 10.0.0.1\r\n",
+            "403",
+        ),
     ] {
         assert_eq!(
             status(&ask(bus.admin, request, lines)),
@@ -794,6 +808,21 @@ fn buffers_change_on_the_sockets_that_there_are() {
     }
 }
 
+/// Waits till all probes are back that were sent to listeners that are closed now.
+fn assert_none_is_missing(scene: &Scene) {
+    const SENT: &str = "hailmary_canary_sent_total{listener=\"";
+    let open = scene.listeners();
+    scene.bus.wait_for("/metrics", |page| {
+        let streams = page.lines().filter_map(|line| line.strip_prefix(SENT));
+        let names = streams.filter_map(|rest| rest.split('"').next());
+        let mut closed = names.filter(|name| open.iter().all(|(other, _)| other != name));
+        closed.all(|name| {
+            let count = |of: &str| value(page, &format!("{of}{{listener=\"{name}\"}}"));
+            count("canary_sent_total") == count("canary_latency_seconds_count")
+        })
+    });
+}
+
 #[test]
 fn a_canary_follows_the_listeners() {
     let directory = tempfile::tempdir().unwrap();
@@ -832,6 +861,7 @@ fn a_canary_follows_the_listeners() {
         assert_laws(&page);
         shown = returned(&page);
         assert_eq!(sum(&page, "canary_lost_total"), 0);
+        assert_none_is_missing(&scene);
         assert_eq!(sum(&page, "ingress_dropped_events_total"), 0, "{page}");
     }
     scene.put_in_use(&text(0, ""));
@@ -873,6 +903,57 @@ fn a_publisher_goes_on_through_reloads() {
     let page = scene.bus.get("/metrics");
     assert_eq!(value(&page, "leases_granted_total"), 1);
     assert_eq!(value(&page, "challenges_total"), 1);
+}
+
+#[cfg(not(feature = "portable"))]
+#[test]
+fn a_lease_over_unix_outlives_the_first_rules_that_name_users() {
+    let directory = tempfile::tempdir().unwrap();
+    let [bus, own] = ["bus.sock", "own.sock"].map(|name| directory.path().join(name));
+    let subscriber = UnixDatagram::bind(own).unwrap();
+    subscriber.set_read_timeout(Some(PATIENCE)).unwrap();
+    let receive = || {
+        let mut buffer = [0; 1500];
+        let length = subscriber.recv(&mut buffer).unwrap();
+        Frame::decode(&buffer[..length]).unwrap()
+    };
+    let ask = |cookie: &[u8]| {
+        let datagram = crate::support::request(subscribe(7, cookie));
+        subscriber.send_to(&datagram, &bus).unwrap();
+        receive().control.unwrap()
+    };
+    let text = |from: &str| {
+        format!(
+            "[listen]\nudp = [\"127.0.0.1:0\"]\nunix = [\"{}\"]\n\
+             [limits]\nlease_ms = 300000\n[access]\n\
+             publish = [{{ from = [\"127.0.0.0/8\"], topics = [\">\"] }}]\n\
+             subscribe = [{{ from = [{from}], topics = [\">\"] }}]\n",
+            bus.display()
+        )
+    };
+    let scene = Scene::start(&text("\"127.0.0.0/8\""));
+    let Control::Challenge(challenge) = ask(b"") else {
+        panic!("no challenge");
+    };
+    assert!(matches!(ask(&challenge.cookie), Control::Lease(_)));
+
+    let own = format!("\"uid:{}\"", rustix::process::getuid().as_raw());
+    scene.put_in_use(&text(&own));
+    let publisher = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let publish = |topic: &str| {
+        let datagram = datagram(vec![event(topic)]);
+        publisher.send_to(&datagram, scene.bus.udp()).unwrap();
+    };
+    publish("before");
+    let page = scene.bus.wait_for_metric("unmatched_events_total", 1);
+    assert_eq!(value(&page, "leases"), 1, "it stays, and sees nothing yet");
+    assert!(matches!(ask(&challenge.cookie), Control::Lease(_)));
+    publish("after");
+    assert_eq!(receive().events[0].topic, "after");
+    let page = scene.bus.get("/metrics");
+    assert_eq!(value(&page, "leases_revoked_total"), 0);
+    assert_eq!(value(&page, "leases_granted_total"), 1);
+    assert_laws(&page);
 }
 
 #[cfg(not(feature = "portable"))]

@@ -38,6 +38,21 @@ fn bus_with(publish: Vec<Rule>, subscribe: Vec<Rule>) -> Bus {
     })
 }
 
+/// Which leases end when only these may subscribe any more.
+fn put_in_use(bus: &mut Bus, subscribe: Vec<Rule>) -> Vec<LeaseEvent> {
+    let settings = Settings {
+        access: Access {
+            publish: everybody(),
+            subscribe: Rules(subscribe),
+        },
+        ..settings()
+    };
+    let mut events = Vec::new();
+    bus.registrar
+        .reconfigure(&settings, &mut bus.directory, &mut events);
+    events
+}
+
 /// What one request brings about, and the answer.
 fn request(
     bus: &mut Bus,
@@ -136,6 +151,33 @@ fn a_subscriber_that_nothing_is_told_of_is_not_refused_for_good() {
     let mut bus = bus_with(everybody().0, vec![allow("10.0.0.0/8", ">")]);
     let (events, _) = request(&mut bus, by_unix(b"/one"), first());
     assert_eq!(events, [LeaseEvent::Refused(Reason::NotAllowed)]);
+}
+
+#[test]
+fn a_lease_of_whoever_was_not_told_outlives_rules_that_first_name_users() {
+    for (told, sees) in [(1000, &["search.a", "spam.a"][..]), (1001, &["spam.a"])] {
+        let mut bus = bus_with(everybody().0, vec![allow("127.0.0.1", ">")]);
+        let cookie = lease(&mut bus, by_unix(b"/one"), &[">"]).unwrap();
+        let elsewhere = Source::Ip("127.0.0.1:7".parse().unwrap());
+        lease(&mut bus, elsewhere, &[">"]).unwrap();
+        let rules = vec![allow("uid:1000", ">"), allow("uid:1001", "spam.>")];
+        let ended = put_in_use(&mut bus, rules);
+        assert!(matches!(ended[..], [LeaseEvent::Revoked(_)]), "{ended:?}");
+        assert_eq!(bus.subscribers().leases(), 1, "the one over Unix");
+        let topics = ["search.a", "spam.a"];
+        assert!(published(&mut bus, here(), &topics).is_empty());
+        let holder = process(b"/one", told, 1);
+        assert!(renew(&mut bus, holder, &[">"], &cookie).is_some());
+        assert_eq!(published(&mut bus, here(), &topics), sees, "{told}");
+
+        let ended = put_in_use(&mut bus, vec![allow("uid:7", ">")]);
+        assert!(matches!(ended[..], [LeaseEvent::Revoked(_)]), "it was told");
+    }
+    // Where no rule names users nothing more is to be known of it.
+    let mut bus = bus_with(everybody().0, everybody().0);
+    lease(&mut bus, by_unix(b"/one"), &[">"]).unwrap();
+    let ended = put_in_use(&mut bus, vec![allow("10.0.0.0/8", ">")]);
+    assert!(matches!(ended[..], [LeaseEvent::Revoked(_)]), "{ended:?}");
 }
 
 #[test]
