@@ -86,7 +86,7 @@ fn low_topics_are_thinned_and_all_others_are_whole() {
 
     let events = 3 * u64::from(DATAGRAMS);
     let taken = take(&mut subscriber, events);
-    let page = bus.get("/metrics");
+    let page = bus.wait_for_metric("ingress_events_total", events);
     assert_laws(&page);
     assert_eq!(value(&page, "ingress_events_total"), events);
     assert_eq!(sum_of(&page, "ingress_dropped_frames_total", ""), 0);
