@@ -168,7 +168,8 @@ fn a_flood_of_topics_hides_no_heavy_one() {
         is_told.then_some(all)
     });
     assert!(is_true(&all, "unmatched"));
-    assert_eq!(counts(&all["busiest"]).len(), LISTED);
+    // Fewer where the flood's own have just been forgotten: each had one event.
+    assert!(counts(&all["busiest"]).len() <= LISTED);
     let most = topics(&bus, "?limit=1024");
     assert!(counts(&most["busiest"]).len() <= 1024);
     assert!(!bus.get("/metrics").contains("flood"));
