@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use hailmary_proto::v1::refusal::Reason;
 
+use crate::bus::seen::EventDrop;
 use crate::bus::tally::Histogram;
 use crate::bus::{CopyDrop, FrameDrop};
 use crate::ledger::{Counts, LeaseCounts, SeriesCounts};
@@ -139,9 +140,9 @@ fn events(page: &mut Page, counts: &Counts, state: &State) {
         "Events not routed.",
         [
             ("bad_topic", events.bad_topic),
-            ("not_allowed", events.not_allowed),
-            ("rate_limit", events.rate_limit),
-            ("stale", events.stale),
+            (EventDrop::NotAllowed.label(), events.not_allowed),
+            (EventDrop::RateLimit.label(), events.rate_limit),
+            (EventDrop::Stale.label(), events.stale),
         ]
         .map(|(reason, n)| ([("reason", reason)], n)),
     );

@@ -259,13 +259,6 @@ impl Directory {
         &self.policies
     }
 
-    /// Puts other rules in force.
-    #[cfg(test)]
-    pub(super) fn set_access(&mut self, access: Access) {
-        self.access = access;
-        self.generation += 1;
-    }
-
     /// Whether this is the bus itself: the only one that publishes reserved topics.
     #[must_use]
     pub fn is_own(&self, source: Source<'_>) -> bool {

@@ -27,7 +27,7 @@ pub enum Priority {
 }
 
 /// What is decided of the topics that a pattern matches.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TopicPolicy {
     /// Which topics: a checked pattern.
     pub pattern: String,
@@ -178,8 +178,8 @@ mod tests {
         TopicPolicy {
             pattern: pattern.to_owned(),
             events_per_second,
-            priority: Priority::Normal,
             age_max: Some(Duration::from_millis(5)),
+            ..TopicPolicy::default()
         }
     }
 

@@ -44,7 +44,7 @@ pub struct TopicsSeen {
     pub busiest: Sketch<()>,
     /// Topics by events that nobody wanted.
     pub unmatched: Sketch<()>,
-    /// Topics by events dropped on their way in, each reason apart.
+    /// Topics by events dropped for what is decided of them, each reason apart.
     pub dropped: Sketch<EventDrop>,
     /// The second in which is counted, since the start of the program.
     second: u64,
@@ -89,7 +89,7 @@ impl TopicsSeen {
             .add_all(unmatched.map(events), (), self.second);
     }
 
-    /// Counts events of a legal topic that were dropped on their way in.
+    /// Counts events of a legal topic that were dropped.
     #[cold]
     pub fn count_dropped(&mut self, topic: &[u8], reason: EventDrop, events: u64) {
         self.dropped.add(topic, reason, events, self.second);

@@ -77,6 +77,7 @@ impl Selector<'_> {
             }
         }
         let mut left = passing;
+        let mut let_go = 0;
         for (one, event) in run.singles().filter_map(|one| Some((one, one.first()?))) {
             if left == 0 {
                 break;
@@ -90,9 +91,9 @@ impl Selector<'_> {
             for party in self.parties {
                 is_let_go |= self.deal(one, lot, party) == Some(CopyDrop::Overload);
             }
-            let events = u64::from(is_let_go);
-            self.selection.count_dropped(EventDrop::Overload, events);
+            let_go += u64::from(is_let_go);
         }
+        self.selection.count_dropped(EventDrop::Overload, let_go);
         passing
     }
 

@@ -8,7 +8,6 @@ use hailmary_proto::v1::refusal::Reason;
 use hailmary_proto::v1::{Challenge, Event, Frame, Lease, Ping, Stamp, Subscribe, Unsubscribe};
 use hailmary_proto::write::{UNPROVEN_REQUEST_BYTES_MIN, pad};
 use leases::LeaseEvent;
-use policies::Priority;
 use proptest::prelude::*;
 use prost::Message;
 use publishers::Heard;
@@ -546,12 +545,7 @@ fn reserved_topics_go_to_whoever_names_them_and_may_see_them() {
     let own = by_unix(b"/own");
     let mut bus = bus_of(Settings {
         own_sources: vec![own.to_address()],
-        topic_policies: vec![TopicPolicy {
-            pattern: ">".to_owned(),
-            events_per_second: None,
-            priority: Priority::Normal,
-            age_max: None,
-        }],
+        topic_policies: vec![policy(">")],
         ..settings()
     });
     leased(&mut bus, T0, HERE, &[">", "*.canary"]);
@@ -829,6 +823,13 @@ fn static_subscriber(name: &str, port: u16, topics: &[&str]) -> StaticSubscriber
     }
 }
 
+fn policy(pattern: &str) -> TopicPolicy {
+    TopicPolicy {
+        pattern: pattern.to_owned(),
+        ..TopicPolicy::default()
+    }
+}
+
 fn reconfigure(bus: &mut Bus, settings: &Settings) -> (Reconfigured, Vec<LeaseEvent>) {
     let mut events = Vec::new();
     let before = bus.directory.generation();
@@ -1012,12 +1013,6 @@ fn any_settings() -> impl Strategy<Value = Settings> {
             one.terms.events_per_second = rate;
             settings.subscribers.push(one);
         }
-        let policy = |pattern: &str| TopicPolicy {
-            pattern: pattern.to_owned(),
-            events_per_second: None,
-            priority: Priority::Normal,
-            age_max: None,
-        };
         settings.topic_policies = policies.into_iter().map(policy).collect();
         settings.access.publish.0.extend(denied.map(|topic| Rule {
             from: vec!["127.0.0.0/8".parse().unwrap()],

@@ -83,6 +83,90 @@ fn refusal(file: &str) -> String {
     said
 }
 
+/// Bad files, and what is said of each.
+const BAD: &[(&[u8], &[&str])] = &[
+    (b"", &[": the file is empty", "--print-config"]),
+    (b"\n# nothing\n", &[": the file is empty"]),
+    (
+        b"[listen]\n\nport = 7277\n",
+        &[":3: unknown field `port`", "`udp`", "`unix`", "`admin`"],
+    ),
+    (
+        b"\n[listener]\n",
+        &[":2: unknown field `listener`", "`listen`", "`access`"],
+    ),
+    (
+        b"[loop]\nlinger_us = 10001\n",
+        &[":2: 10001: linger_us must be 0 to 10000"],
+    ),
+    (
+        b"[loop]\nworkers = 0\nlinger_us = \"x\"\n",
+        &[":3: ", "expected u32"],
+    ),
+    (
+        b"[loop]\nworkers = 0\n[limits]\nlease_ms = 1\n",
+        &[
+            ":2: 0: workers must be 1 to 64",
+            ":4: 1: lease_ms must be 1000 to 300000",
+        ],
+    ),
+    (
+        b"[listen]\nudp = [\"127.0.0.1:99999\"]\n",
+        &[":2: \"127.0.0.1:99999\": an address is IP:PORT"],
+    ),
+    (
+        b"[[subscriber]]\nname = \"a\"\naddress = \"127.0.0.1:1\"\ntopics = [\"a\"]\n\
+          sample = nan\ngroup = \"a b\"\nevents_per_second = 0\n\
+          [[subscriber]]\nname = \"b\"\naddress = \"127.0.0.1:2\"\ntopics = [\"a\"]\n\
+          sample = 7.0\nevents_per_second = 4294967296\n",
+        &[
+            ":5: NaN: sample is a share over 0 and at most 1",
+            ":6: \"a b\": a group's name is 1 to 64 of A-Z a-z 0-9 . _ -",
+            ":7: 0: events_per_second must be 1 to 4294967295; without the key there is no limit",
+            ":12: 7.0: sample is",
+            ":13: 4294967296: events_per_second must be",
+        ],
+    ),
+    (
+        b"[[subscriber]]\nname = \"a\"\naddress = \"127.0.0.1:1\"\ntopics = [\"a\"]\nsample = -1\n",
+        &[":5: -1.0: sample is a share over 0 and at most 1"],
+    ),
+    (
+        b"[limits]\nmembers_per_group = 0\n[[topic]]\nmatch = \"a\"\nevents_per_second = 0\n\
+          max_age_ms = 0\n[[topic]]\nmatch = \"a\"\n",
+        &[
+            ":2: 0: members_per_group must be 1 to 4096",
+            ":5: 0: events_per_second must be 1 to",
+            ":6: 0: max_age_ms must be 1 to 86400000; without the key no event is stale",
+            ":8: \"a\": there is an entry for this pattern already",
+        ],
+    ),
+    (
+        b"[[topic]]\nmatch = \"a\"\nevents_per_second = 18446744073709551615\n",
+        &[":3: 18446744073709551615: events_per_second must be 1 to 4294967295"],
+    ),
+    (b"[[topic]]\nmatch = \"a\"\nmax_age_ms = -1\n", &[":3: "]),
+    (
+        b"[[topic]]\nmatch = \"a\"\npriority = \"urgent\"\n",
+        &[
+            ":3: unknown variant `urgent`",
+            "`low`",
+            "`normal`",
+            "`high`",
+        ],
+    ),
+    (
+        b"[[topic]]\nmatch = \"a\"\nsample = 0.5\n",
+        &[
+            ":3: unknown field `sample`",
+            "`events_per_second`",
+            "`max_age_ms`",
+        ],
+    ),
+    (b"[listen\n", &[":1: "]),
+    (b"name = \"\xff\"\n", &["cannot be read", "UTF-8"]),
+];
+
 #[test]
 fn a_bad_configuration_exits_78_and_is_told_by_line() {
     let directory = tempfile::tempdir().unwrap();
@@ -96,82 +180,10 @@ fn a_bad_configuration_exits_78_and_is_told_by_line() {
     assert!(refusal(file).contains("cannot be read: Is a directory"));
     fs::remove_dir(&path).unwrap();
 
-    for (text, told) in [
-        (&b""[..], &[": the file is empty", "--print-config"][..]),
-        (b"\n# nothing\n", &[": the file is empty"]),
-        (
-            b"[listen]\n\nport = 7277\n",
-            &[":3: unknown field `port`", "`udp`", "`unix`", "`admin`"],
-        ),
-        (
-            b"\n[listener]\n",
-            &[":2: unknown field `listener`", "`listen`", "`access`"],
-        ),
-        (
-            b"[loop]\nlinger_us = 10001\n",
-            &[":2: 10001: linger_us must be 0 to 10000"],
-        ),
-        (
-            b"[loop]\nworkers = 0\nlinger_us = \"x\"\n",
-            &[":3: ", "expected u32"],
-        ),
-        (
-            b"[loop]\nworkers = 0\n[limits]\nlease_ms = 1\n",
-            &[
-                ":2: 0: workers must be 1 to 64",
-                ":4: 1: lease_ms must be 1000 to 300000",
-            ],
-        ),
-        (
-            b"[listen]\nudp = [\"127.0.0.1:99999\"]\n",
-            &[":2: \"127.0.0.1:99999\": an address is IP:PORT"],
-        ),
-        (
-            b"[[subscriber]]\nname = \"a\"\naddress = \"127.0.0.1:1\"\ntopics = [\"a\"]\n\
-              sample = nan\ngroup = \"a b\"\nevents_per_second = 0\n\
-              [[subscriber]]\nname = \"b\"\naddress = \"127.0.0.1:2\"\ntopics = [\"a\"]\n\
-              sample = 7.0\nevents_per_second = 4294967296\n",
-            &[
-                ":5: NaN: sample is a share over 0 and at most 1",
-                ":6: \"a b\": a group's name is 1 to 64 of A-Z a-z 0-9 . _ -",
-                ":7: 0: events_per_second must be 1 to 4294967295; without the key there is no limit",
-                ":12: 7.0: sample is",
-                ":13: 4294967296: events_per_second must be",
-            ],
-        ),
-        (
-            b"[[subscriber]]\nname = \"a\"\naddress = \"127.0.0.1:1\"\ntopics = [\"a\"]\nsample = -1\n",
-            &[":5: -1.0: sample is a share over 0 and at most 1"],
-        ),
-        (
-            b"[limits]\nmembers_per_group = 0\n[[topic]]\nmatch = \"a\"\nevents_per_second = 0\n\
-              max_age_ms = 0\n[[topic]]\nmatch = \"a\"\n",
-            &[
-                ":2: 0: members_per_group must be 1 to 4096",
-                ":5: 0: events_per_second must be 1 to",
-                ":6: 0: max_age_ms must be 1 to 86400000; without the key no event is stale",
-                ":8: \"a\": there is an entry for this pattern already",
-            ],
-        ),
-        (
-            b"[[topic]]\nmatch = \"a\"\nevents_per_second = 18446744073709551615\n",
-            &[":3: 18446744073709551615: events_per_second must be 1 to 4294967295"],
-        ),
-        (b"[[topic]]\nmatch = \"a\"\nmax_age_ms = -1\n", &[":3: "]),
-        (
-            b"[[topic]]\nmatch = \"a\"\npriority = \"urgent\"\n",
-            &[":3: unknown variant `urgent`", "`low`", "`normal`", "`high`"],
-        ),
-        (
-            b"[[topic]]\nmatch = \"a\"\nsample = 0.5\n",
-            &[":3: unknown field `sample`", "`events_per_second`", "`max_age_ms`"],
-        ),
-        (b"[listen\n", &[":1: "]),
-        (b"name = \"\xff\"\n", &["cannot be read", "UTF-8"]),
-    ] {
+    for (text, told) in BAD {
         fs::write(&path, text).unwrap();
         let said = refusal(file);
-        for told in told {
+        for told in *told {
             assert!(said.contains(told), "{told} is not in {said}");
         }
         assert!(said.contains(file), "{said}");

@@ -49,15 +49,6 @@ fn limited(events_per_second: u32) -> Terms {
     }
 }
 
-fn policy(pattern: &str) -> TopicPolicy {
-    TopicPolicy {
-        pattern: pattern.to_owned(),
-        events_per_second: None,
-        priority: Priority::Normal,
-        age_max: None,
-    }
-}
-
 fn bus_with(subscribers: Vec<StaticSubscriber>, topic_policies: Vec<TopicPolicy>) -> Bus {
     bus_of(Settings {
         subscribers,
@@ -603,13 +594,13 @@ fn stale_events_are_dropped_and_take_nothing_of_a_rate() {
     assert_eq!((tally.stale, tally.rate_limit, tally.matched), (2, 1, 2));
 }
 
-#[test]
-fn overload_thins_low_topics_by_key_and_leaves_high_ones_alone() {
+/// Topics of each priority, and a subscriber on each kind of terms.
+fn bus_of_priorities() -> Bus {
     let with_priority = |pattern: &str, priority| TopicPolicy {
         priority,
         ..policy(pattern)
     };
-    let mut bus = bus_with(
+    bus_with(
         vec![
             on_terms("a", &[">"], Terms::default()),
             on_terms("b", &[">"], sampled(0.5)),
@@ -620,75 +611,84 @@ fn overload_thins_low_topics_by_key_and_leaves_high_ones_alone() {
             with_priority("low", Priority::Low),
             with_priority("high", Priority::High),
         ],
-    );
+    )
+}
+
+/// How many events of a topic somebody gets, and how many they stand for.
+fn received_of(copies: &[Copied], topic: &str, to: &str) -> (u64, f64) {
+    let mut count = (0, 0.0);
+    for copy in copies.iter().filter(|copy| copy.to == to) {
+        let events = copy.frame.events.iter();
+        let of_topic = events.filter(|event| event.topic == topic).count() as u64;
+        count.0 += of_topic;
+        count.1 += of_topic as f64 * copy.weight();
+    }
+    count
+}
+
+/// Whether the weights of a share of a thousand keys add up to about a thousand.
+fn estimates_a_thousand(weighed: f64, share: f64) -> bool {
+    let deviation = (1_000.0 * (1.0 - share) / share).sqrt();
+    (weighed - 1_000.0).abs() <= 5.0 * deviation
+}
+
+/// The keys of a topic that somebody gets.
+fn keys_of(copies: &[Copied], topic: &str, to: &str) -> HashSet<Vec<u8>> {
+    let copies = copies.iter().filter(|copy| copy.to == to);
+    let events = copies.flat_map(|copy| &copy.frame.events);
+    let events = events.filter(|event| event.topic == topic);
+    events.map(|event| event.key.clone()).collect()
+}
+
+#[test]
+fn overload_thins_low_topics_by_key_and_leaves_high_ones_alone() {
+    let mut bus = bus_of_priorities();
     let events: Vec<_> = (0..3_000)
         .map(|n| event(["low", "normal", "high"][n as usize % 3], number(n / 3)))
         .collect();
+    let frame = frame_of_events(events);
     let mut kept_before: Option<HashSet<Vec<u8>>> = None;
     for (level, thinned) in [(0, 0), (6, 1), (12, 1), (40, 2), (64, 2)] {
         bus.forwarder.set_level(Level::new(level));
         let mut tally = EventTally::default();
-        let copies = turn(
-            &mut bus,
-            T0,
-            0,
-            &frame_of_events(events.clone()),
-            &mut tally,
-        );
+        let copies = turn(&mut bus, T0, 0, &frame, &mut tally);
         assert_eq!((tally.matched, tally.copies), (3_000, 9_000));
-        let all: u64 = copies.iter().map(|copy| copy.events).sum();
-        assert_eq!(all, 9_000);
-        let of = |topic: &str, to: &str| {
-            let mut count = (0_u64, 0.0);
-            for copy in copies.iter().filter(|copy| copy.to == to) {
-                let events = copy.frame.events.iter();
-                let of_topic = events.filter(|event| event.topic == topic).count() as u64;
-                count.0 += of_topic;
-                count.1 += of_topic as f64 * copy.weight();
-            }
-            count
-        };
+        assert_eq!(copies.iter().map(|copy| copy.events).sum::<u64>(), 9_000);
+        let of = |topic, to| received_of(&copies, topic, to);
         assert_eq!(of("high", "a"), (1_000, 1_000.0));
         for (topic, is_thinned) in [("low", thinned > 0), ("normal", thinned > 1)] {
             let (count, weighed) = of(topic, "a");
             assert_eq!(count < 1_000, is_thinned, "{topic} at {level}");
             let share = (count as f64 / 1_000.0).max(1.0 / 72.0);
-            let deviation = (1_000.0 * (1.0 - share) / share).sqrt();
-            assert!(
-                (weighed - 1_000.0).abs() <= 5.0 * deviation,
-                "{topic} at {level}: {weighed}"
-            );
+            assert!(estimates_a_thousand(weighed, share), "{topic} at {level}");
             // Whoever has a sample gets those of its keys that are left.
             let (count, weighed) = of(topic, "b");
-            let share = share.min(0.5);
-            let deviation = (1_000.0 * (1.0 - share) / share).sqrt();
-            assert!(
-                count > 0 && (weighed - 1_000.0).abs() <= 5.0 * deviation,
-                "{weighed}"
-            );
+            assert!(count > 0 && estimates_a_thousand(weighed, share.min(0.5)));
             let group = of(topic, "c").0 + of(topic, "d").0;
             assert_eq!(group, of(topic, "a").0, "a group gets what everybody gets");
         }
         assert_eq!(dropped(&copies, "a", CopyDrop::Overload) > 0, thinned > 0);
-        let frames = copies.iter().filter(|copy| copy.to == "a");
-        let frames = frames.filter(|copy| copy.dropped.is_none()).count();
-        assert!(
-            frames <= 3 * 2,
-            "events that alternate do not make small frames: {frames}"
-        );
         assert_eq!(dropped(&copies, "a", CopyDrop::Sampled), 0);
         assert!(dropped(&copies, "b", CopyDrop::Sampled) > 1_000);
-        let low = copies.iter().filter(|copy| copy.to == "a");
-        let low = low.flat_map(|copy| &copy.frame.events);
-        let low = low.filter(|event| event.topic == "low");
-        let kept: HashSet<_> = low.map(|event| event.key.clone()).collect();
+        let kept = keys_of(&copies, "low", "a");
         if let Some(before) = kept_before {
-            assert!(
-                kept.is_subset(&before),
-                "what is left at a higher level was at a lower"
-            );
+            assert!(kept.is_subset(&before), "what is left at a higher level");
         }
         kept_before = Some(kept);
+    }
+}
+
+#[test]
+fn events_that_alternate_between_priorities_do_not_make_small_frames() {
+    let mut bus = bus_of_priorities();
+    let events = (0..3_000).map(|n| event(["low", "normal", "high"][n % 3], ""));
+    let frame = frame_of_events(events.collect());
+    for level in [0, 6, 40] {
+        bus.forwarder.set_level(Level::new(level));
+        let copies = turn(&mut bus, T0, 0, &frame, &mut EventTally::default());
+        let frames = copies.iter().filter(|copy| copy.to == "a");
+        let frames = frames.filter(|copy| copy.dropped.is_none()).count();
+        assert!(frames <= 3 * 2, "{frames} frames at {level}");
     }
 }
 

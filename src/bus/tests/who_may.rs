@@ -40,17 +40,19 @@ fn bus_with(publish: Vec<Rule>, subscribe: Vec<Rule>) -> Bus {
 
 /// Which leases end when only these may subscribe any more.
 fn put_in_use(bus: &mut Bus, subscribe: Vec<Rule>) -> Vec<LeaseEvent> {
+    let access = Access {
+        publish: everybody(),
+        subscribe: Rules(subscribe),
+    };
+    put_in_force(bus, access)
+}
+
+fn put_in_force(bus: &mut Bus, access: Access) -> Vec<LeaseEvent> {
     let settings = Settings {
-        access: Access {
-            publish: everybody(),
-            subscribe: Rules(subscribe),
-        },
+        access,
         ..settings()
     };
-    let mut events = Vec::new();
-    bus.registrar
-        .reconfigure(&settings, &mut bus.directory, &mut events);
-    events
+    reconfigure(bus, &settings).1
 }
 
 /// What one request brings about, and the answer.
@@ -216,18 +218,25 @@ fn other_rules_hold_from_the_next_turn_on_also_for_who_was_trusted() {
                 publish: everybody(),
                 subscribe: everybody(),
             };
-            bus.directory.set_access(all.clone());
+            put_in_force(&mut bus, all.clone());
             assert_eq!(published(&mut bus, source, &["a", "b"]), ["a", "b"]);
             let less = Rules(vec![allow("127.0.0.1", ">"), deny("127.0.0.1", "a")]);
-            bus.directory.set_access(Access {
-                publish: less.clone(),
-                ..all.clone()
-            });
+            let publish = less.clone();
+            put_in_force(
+                &mut bus,
+                Access {
+                    publish,
+                    ..all.clone()
+                },
+            );
             assert_eq!(published(&mut bus, source, &["a", "b"]), ["b"]);
-            bus.directory.set_access(Access {
-                subscribe: less,
-                ..all.clone()
-            });
+            put_in_force(
+                &mut bus,
+                Access {
+                    subscribe: less,
+                    ..all
+                },
+            );
             assert_eq!(published(&mut bus, source, &["a", "b"]), ["b"]);
         }
     }

@@ -23,7 +23,7 @@ use super::*;
 use crate::bus::access::{Access, Effect, Rule, Rules};
 use crate::bus::address::Address;
 use crate::bus::leases::LeaseLimits;
-use crate::bus::policies::{Priority, TopicPolicy};
+use crate::bus::policies::TopicPolicy;
 use crate::bus::subscribers::Terms;
 use crate::bus::{self, CopyDrop, Settings, StaticSubscriber};
 use crate::ledger::{SeriesCounts, Totals};
@@ -393,16 +393,10 @@ fn settings(readers: &[Reader]) -> Settings {
         },
         leased_series_max: ROAMERS,
         subscribers: readers.iter().map(static_subscriber).collect(),
-        topic_policies: vec![policy("a.>")],
-    }
-}
-
-fn policy(pattern: &str) -> TopicPolicy {
-    TopicPolicy {
-        pattern: pattern.to_owned(),
-        events_per_second: None,
-        priority: Priority::Normal,
-        age_max: None,
+        topic_policies: vec![TopicPolicy {
+            pattern: "a.>".to_owned(),
+            ..TopicPolicy::default()
+        }],
     }
 }
 
