@@ -206,7 +206,7 @@ class Page(unittest.TestCase):
     def test_a_record_without_later_measurements_is_drawn_as_before(self) -> None:
         for section, head, words in (
             ("scrapes", "## Scrapes", "10,000 static ones"),
-            ("overload", "## Overload", "the bus takes 60,000 events/s"),
+            ("overload", "## Overload", "The bus takes 60,000 events/s"),
         ):
             results = self.results(["bus"])
             self.assertIn(words, "\n".join(page.page(results)))
