@@ -13,10 +13,11 @@ What is published may be lost; every loss is counted. See `Publisher`,
 
 from ._event import Event, Loss
 from ._lease import Reason
+from ._link import Refused
 from ._ping import Pong
 from ._publisher import Publisher, PublisherStats
 from ._session import SubscriptionStats
-from ._subscription import Refused, Subscription, subscribe
+from ._subscription import Subscription, subscribe
 
 __all__ = [
     "Event",
