@@ -16,6 +16,7 @@ from ._lease import Reason
 from ._link import Refused
 from ._ping import Pong
 from ._publisher import Publisher, PublisherStats
+from ._runner import Runner, RunnerStats, run
 from ._session import SubscriptionStats
 from ._subscription import Subscription, subscribe
 
@@ -27,7 +28,10 @@ __all__ = [
     "PublisherStats",
     "Reason",
     "Refused",
+    "Runner",
+    "RunnerStats",
     "Subscription",
     "SubscriptionStats",
+    "run",
     "subscribe",
 ]

@@ -77,14 +77,7 @@ class Receiver:
     def wait(self, seconds: float, *also: socket.socket) -> None:
         """Till a datagram is there, the time is over, or a signal handler closed
         the socket; also till another socket has something."""
-        poll = select.poll()
-        for each in (self._socket, *also):
-            try:
-                poll.register(each, select.POLLIN)
-            except ValueError:
-                # It is closed.
-                return
-        poll.poll(max(0.0, seconds) * 1000)
+        wait_for(seconds, self._socket, *also)
 
     def fileno(self) -> int:
         """The socket's descriptor, for an event loop."""
@@ -137,6 +130,18 @@ class Receiver:
             return Origin.BUS
         same = isinstance(source, tuple) and source[:2] == tuple(self._peer.address)[:2]
         return Origin.BUS if same else Origin.ELSEWHERE
+
+
+def wait_for(seconds: float, *sockets: socket.socket) -> None:
+    """Till one of them has something, is closed, or the time is over."""
+    poll = select.poll()
+    for each in sockets:
+        try:
+            poll.register(each, select.POLLIN)
+        except ValueError:
+            # A signal handler closed it just now.
+            return
+    poll.poll(max(0.0, seconds) * 1000)
 
 
 # Those that a child must leave to its parent.

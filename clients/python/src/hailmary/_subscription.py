@@ -262,12 +262,12 @@ def deadline(timeout: Optional[float]) -> float:
 
 def make_request(
     patterns: tuple[str, ...],
-    name: str,
-    group: str,
-    sample: float,
-    events_per_second: int,
-    lease_ms: int,
-    max_frame_bytes: int,
+    name: str = "",
+    group: str = "",
+    sample: float = 0.0,
+    events_per_second: int = 0,
+    lease_ms: int = 0,
+    max_frame_bytes: int = 0,
 ) -> bus_pb2.Subscribe:
     """The first request. Raises as `subscribe()` does for what a bus would refuse."""
     if not patterns:
