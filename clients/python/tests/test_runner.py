@@ -205,11 +205,16 @@ def test_stopping_gives_up_in_time_what_takes_too_long(bus: FakeBus, start: Star
 
 
 def test_a_handler_that_never_returns_is_left_behind(start: Start) -> None:
-    go_on = threading.Event()
+    begun, go_on = threading.Event(), threading.Event()
+
+    def handle(event: Event) -> None:
+        begun.set()
+        go_on.wait(PATIENCE_SECONDS)
+
     with fake_bus() as bus:
-        runner = start(bus, lambda event: go_on.wait(PATIENCE_SECONDS))
+        runner = start(bus, handle)
         bus.send(b"1")
-        wait_until(lambda: len(runner._workers[0].hand_over) == 0)
+        assert begun.wait(PATIENCE_SECONDS)
         assert not runner.stop(timeout=0)
         go_on.set()
         assert runner.stop()
