@@ -567,10 +567,11 @@ def test_the_loop_turns_while_a_name_is_looked_up(
     run(main)
 
 
-def test_a_name_without_an_address_is_told(run: Callable[[Main], None]) -> None:
+@pytest.mark.parametrize("name", ["bus.invalid", "bus..example", "x" * 64])
+def test_a_name_without_an_address_is_told(run: Callable[[Main], None], name: str) -> None:
     async def main() -> None:
         with pytest.raises(OSError):
-            async with aio.subscribe(">", address="bus.invalid:1"):
+            async with aio.subscribe(">", address=f"{name}:1"):
                 raise AssertionError
 
     run(main)

@@ -30,7 +30,7 @@ class Refused(Exception):
         """Why."""
 
 
-class Link:
+class Endpoint:
     """An open socket and what is said there. Raises `OSError` where the system
     has no socket to give."""
 
