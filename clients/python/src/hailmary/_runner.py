@@ -301,12 +301,12 @@ class Runner:
         with self._lock:
             endpoint.transmit(now)
             events = endpoint.receive(now)
-            if events:
-                endpoint.session.drop(self._deal(events, endpoint.datagram_bytes))
-            elif events is None:
+            if events is None:
                 endpoint.session.handle_timeout(now)
             if self._notices:
                 self._tell_loss(endpoint)
+            if events:
+                endpoint.session.drop(self._deal(events, endpoint.datagram_bytes))
             wake_at = endpoint.session.wake_at
         if endpoint.session.held and not self._settled.is_set():
             self._settled.set()

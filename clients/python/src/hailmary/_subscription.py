@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Generic, Literal, Optional, Union, cast, overl
 from ._address import parse, resolve
 from ._endpoint import Endpoint, Refused
 from ._event import Event, Loss
+from ._lease import Reason
 from ._session import SubscriptionStats
 from ._topic import check_pattern
 from ._wire import bus_pb2
@@ -188,6 +189,17 @@ class Subscription(Generic[Item]):
     def closed(self) -> bool:
         """Whether it was closed, or refused by the bus."""
         return self._endpoint.closed
+
+    @property
+    def has_lease(self) -> bool:
+        """Whether a lease stands, so that the bus sends events."""
+        return self._session.held
+
+    @property
+    def refusal(self) -> Optional[Reason]:
+        """Why the bus refused last, if it did since there was a lease. It may be
+        merely full, and is asked again then."""
+        return self._session.refusal
 
     def stats(self) -> SubscriptionStats:
         """The counts so far. Of `received` and `duplicates`, at most one
