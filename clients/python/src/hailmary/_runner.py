@@ -48,8 +48,6 @@ LOG_SECONDS = 60.0
 
 _log = logging.getLogger("hailmary")
 
-Handler = Union[Callable[[Event], object], Callable[[Union[Event, Loss]], object]]
-
 
 class Terms(TypedDict, total=False):
     """What `subscribe()` takes beside patterns and address, and means by it."""
@@ -195,12 +193,13 @@ class Runner:
         at most `timeout` seconds, drops the rest, and says whether all threads
         have ended. One whose handler does not return is left behind.
 
-        May be called more than once, from any thread, the handler's own and a
-        signal handler included.
+        May be called more than once, which waits again but gives the handlers no
+        more time, and from any thread, a handler's own and a signal handler's
+        included.
         """
         until = time.monotonic() + timeout
         for worker in self._workers:
-            worker.give_up_at = until
+            worker.give_up_at = min(until, worker.give_up_at)
         self.ask_to_stop()
         # Those that give up need a moment to say so.
         others = [each for each in self._threads if each is not threading.current_thread()]
