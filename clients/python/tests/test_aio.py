@@ -477,6 +477,22 @@ def test_a_bus_that_is_gone_leaves_nothing_but_what_closing_ends(
     run(main)
 
 
+def test_a_socket_that_another_closed_is_told_once(
+    bus: FakeBus, run: Callable[[Main], None]
+) -> None:
+    async def main() -> None:
+        async with subscribed(bus, lease_ms=300) as subscription:
+            assert subscription._feed is not None
+            os.close(subscription._feed.endpoint.receiver.fileno())
+            with pytest.raises(OSError):
+                await subscription.recv()
+            assert subscription.closed
+            assert await subscription.recv() is None
+            await nothing_is_left()
+
+    run(main)
+
+
 def test_a_refusal_is_raised_once(bus: FakeBus, run: Callable[[Main], None]) -> None:
     async def main() -> None:
         refused = asyncio.ensure_future(

@@ -48,8 +48,7 @@ class Command:
         self.process = subprocess.Popen(
             [*(program or PYTHON), *words],
             stdin=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            **{"stdout": subprocess.PIPE, **more},
+            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **more},
         )
         self.lines: queue.Queue[bytes] = queue.Queue()
         self.out: list[bytes] = []
@@ -203,6 +202,31 @@ def test_it_ends_when_nobody_reads_any_more(bus: FakeBus) -> None:
         bus.send(b"1")
         assert command.end() == 0
         assert command.summary == b"received 1, lost 0 on the way, dropped 0 by the bus"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no full device")
+@pytest.mark.parametrize("format", ["text", "json"])
+def test_a_full_disk_is_a_failure(bus: FakeBus, format: str) -> None:
+    with open("/dev/full", "wb") as full, sub(bus, "--format", format, stdout=full) as command:
+        let_in(bus, command)
+        bus.send(b"1")
+        assert command.end() == 1
+        assert command.err[1:] == [
+            b"received 1, lost 0 on the way, dropped 0 by the bus\n",
+            b"hailmary: cannot print the events: No space left on device\n",
+        ]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no full device")
+def test_what_it_says_of_itself_may_be_lost(bus: FakeBus) -> None:
+    with open("/dev/full", "wb") as full, sub(bus, "--count", "1", stderr=full) as command:
+        bus.answer()
+        bus.answer()
+        # It cannot say when it is subscribed.
+        bus.receive()
+        bus.send(b"1")
+        assert command.end() == 0
+        assert command.out == [b"a.b\t1\n"]
 
 
 @pytest.mark.parametrize(

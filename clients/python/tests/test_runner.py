@@ -275,6 +275,18 @@ def test_starting_tells_a_refusal(bus: FakeBus) -> None:
     assert runner.stop()
 
 
+def test_a_socket_that_another_closed_is_told(
+    bus: FakeBus, start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    runner = start(bus, lambda event: None, lease_ms=300)
+    assert runner._endpoint is not None
+    os.close(runner._endpoint.receiver.fileno())
+    with pytest.raises(OSError):
+        runner.wait(PATIENCE_SECONDS)
+    assert runner.stop()
+    assert "the subscription ends" in caplog.text
+
+
 def test_starting_does_not_wait_for_a_bus(tmp_path: Path) -> None:
     path = tmp_path / "bus.sock"
     came = threading.Event()

@@ -59,8 +59,8 @@ class Endpoint:
     def receive(self, now: float) -> Optional[list[Event]]:
         """The events of the next datagram in the socket, if there is one.
 
-        Raises `Refused` if the bus no longer allows the subscription; it is to
-        be closed then.
+        Raises `Refused` if the bus no longer allows the subscription, and `OSError`
+        if something else in the process closed the socket; it is to be closed then.
         """
         received = self.receiver.receive()
         if received is None:

@@ -11,8 +11,8 @@ import json
 import os
 import sys
 import unicodedata
-from collections.abc import Mapping
-from typing import Callable, Union
+from collections.abc import Iterator, Mapping
+from typing import Callable, Optional, Union
 
 from ._event import Event, Loss
 from ._runner import RunnerStats
@@ -22,11 +22,16 @@ _ESCAPES = {"\t": r"\t", "\r": r"\r", "\n": r"\n"}
 
 
 class Printer:
-    """Standard output, and standard error for what is told beside it."""
+    """Standard output, and standard error for what is told beside it. Once
+    nothing can be printed, it prints no more."""
 
     def __init__(self, format: str, tells_losses: bool) -> None:
         self.printed = 0
         """Events so far."""
+        self.works = True
+        """Whether what was printed could be."""
+        self.failure: Optional[OSError] = None
+        """Why not; nothing, if nobody reads any more, who may have had enough."""
         self._format = format
         self._tells_losses = tells_losses
         self._line = FORMATS[format]
@@ -34,28 +39,28 @@ class Printer:
         self._told = Loss(0, 0)
 
     def print(self, item: Union[Event, Loss]) -> None:
-        """Raises `OSError` once nobody reads any more."""
+        """Puts it behind what was printed before."""
         if isinstance(item, Loss):
-            self._told = _plus(self._told, item)
+            told = self._told
+            lost, dropped = told.lost + item.lost, told.dropped_by_bus + item.dropped_by_bus
+            self._told = Loss(lost, dropped)
             self._print_loss(item)
         else:
             self.printed += 1
-            self._out.write(self._line(item) + b"\n")
+            self._print_line(self._line(item))
 
     def flush(self) -> None:
-        """Shows what was printed. Raises `OSError` as `print` does."""
-        self._out.flush()
+        """Shows what was printed."""
+        with self._output():
+            self._out.flush()
 
     def finish(self, stats: SubscriptionStats) -> None:
         """Tells of the losses that no notice told of, and of all."""
         told = self._told
         rest = Loss(stats.lost - told.lost, stats.dropped_by_bus - told.dropped_by_bus)
-        try:
-            if rest.events:
-                self._print_loss(rest)
-            self.flush()
-        except OSError:
-            forget_output()
+        if rest.events:
+            self._print_loss(rest)
+        self.flush()
         tell(summary(stats))
 
     def _print_loss(self, loss: Loss) -> None:
@@ -64,24 +69,34 @@ class Printer:
             return
         if self._format == "json":
             notice = {"dropped_by_bus": loss.dropped_by_bus, "lost": loss.lost}
-            self._out.write(_dumps(notice) + b"\n")
-            return
-        self.flush()
-        tell(str(loss))
+            self._print_line(_dumps(notice))
+        else:
+            self.flush()
+            tell(str(loss))
+
+    def _print_line(self, line: bytes) -> None:
+        with self._output():
+            self._out.write(line + b"\n")
+
+    @contextlib.contextmanager
+    def _output(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.works = False
+            if not isinstance(error, BrokenPipeError):
+                self.failure = error
+            # What is still to be written must not fail once more, nor when the
+            # interpreter ends.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())
+            os.close(nowhere)
 
 
 def tell(line: str) -> None:
     """A line on standard error, if somebody reads that."""
     with contextlib.suppress(OSError):
         print(line, file=sys.stderr, flush=True)
-
-
-def forget_output() -> None:
-    """Nobody reads it: what is still to be written must not fail when the
-    interpreter ends."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)
 
 
 def summary(stats: SubscriptionStats) -> str:
@@ -97,10 +112,6 @@ def summary(stats: SubscriptionStats) -> str:
     if isinstance(stats, RunnerStats) and stats.handler_errors:
         line += f", {stats.handler_errors} errors of the handler"
     return line
-
-
-def _plus(one: Loss, other: Loss) -> Loss:
-    return Loss(one.lost + other.lost, one.dropped_by_bus + other.dropped_by_bus)
 
 
 def _as_text(event: Event) -> bytes:

@@ -153,7 +153,7 @@ class Runner:
         self._process = 0
         self._threads: list[threading.Thread] = []
         self._settled = threading.Event()
-        self._refused: Optional[Refused] = None
+        self._error: Optional[Exception] = None
         self._is_stopping = False
         self._wake: Optional[tuple[socket.socket, socket.socket]] = None
 
@@ -171,9 +171,9 @@ class Runner:
         self._process = os.getpid()
         self._start_threads()
         self._settled.wait(timeout)
-        if self._refused is not None:
+        if self._error is not None:
             self.stop()
-            raise self._refused
+            raise self._error
         with self._lock:
             return self._endpoint is not None and self._endpoint.session.held
 
@@ -181,11 +181,12 @@ class Runner:
         """Waits till nothing more is received, since it was told to stop, at most
         `timeout` seconds; says whether that is so. It is still to be stopped then.
 
-        Raises `Refused` if the bus no longer allows the subscription.
+        Raises `Refused` if the bus no longer allows the subscription, and `OSError`
+        if something else in the process closed its socket.
         """
         is_over = _join(self._threads[-1:], deadline(timeout))
-        if self._refused is not None:
-            raise self._refused
+        if self._error is not None:
+            raise self._error
         return is_over
 
     def stop(self, timeout: float = STOP_SECONDS) -> bool:
@@ -276,9 +277,9 @@ class Runner:
             endpoint = self._open(wake)
             while endpoint is not None and not self._is_stopping:
                 self._turn(endpoint, wake)
-        except Refused as refused:
-            self._refused = refused
-            _log.error("the subscription ends: %s", refused)
+        except (Refused, OSError) as error:
+            self._error = error
+            _log.error("the subscription ends: %s", error)
         finally:
             self._end()
 

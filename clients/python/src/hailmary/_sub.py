@@ -15,7 +15,7 @@ from ._address import parse, resolve
 from ._arguments import Failure
 from ._endpoint import Endpoint, Refused
 from ._event import Event, Loss
-from ._printer import FORMATS, Printer, forget_output, summary, tell
+from ._printer import FORMATS, Printer, summary, tell
 from ._runner import WORKERS_MAX, Runner, Terms
 from ._signals import stopped_by_signals
 from ._subscription import Subscription, deadline, make_request
@@ -107,12 +107,11 @@ def _print_events(arguments: argparse.Namespace) -> None:
     try:
         with stopped_by_signals(subscription.close):
             _follow(subscription, printer, wanted, give_up_at, arguments.address)
-    except OSError:
-        # Nobody reads any more.
-        forget_output()
     finally:
         subscription.close()
     printer.finish(subscription.stats())
+    if printer.failure is not None:
+        raise Failure(f"cannot print the events: {printer.failure.strerror}")
     if printer.printed < wanted < math.inf and time.monotonic() >= give_up_at:
         raise Failure(f"{printer.printed} of {wanted} events came in time")
 
@@ -124,9 +123,8 @@ def _follow(
     give_up_at: float,
     address: str,
 ) -> None:
-    """Raises `OSError` from standard output."""
     is_announced = False
-    while printer.printed < wanted and not subscription.closed:
+    while printer.printed < wanted and printer.works and not subscription.closed:
         rest = give_up_at - time.monotonic()
         if rest <= 0.0:
             return
@@ -157,8 +155,8 @@ def _receive(
 ) -> Union[Event, Loss, None]:
     try:
         return subscription.recv(None if timeout == math.inf else timeout)
-    except Refused as refused:
-        raise Failure(str(refused)) from None
+    except (Refused, OSError) as error:
+        raise Failure(str(error)) from None
 
 
 def _open(arguments: argparse.Namespace) -> Subscription[Union[Event, Loss]]:
@@ -189,8 +187,8 @@ def _call_function(arguments: argparse.Namespace) -> None:
                 tell("subscribed")
             rest = give_up_at - time.monotonic()
             runner.wait(None if rest == math.inf else max(0.0, rest))
-    except Refused as refused:
-        raise Failure(str(refused)) from None
+    except (Refused, OSError) as error:
+        raise Failure(str(error)) from None
     finally:
         runner.stop()
         tell(summary(runner.stats()))

@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import os
 import socket
 import threading
 import time
@@ -156,8 +157,9 @@ class Subscription(Generic[Item]):
         seconds, or the subscription is closed. Waits for ever by default. (The
         look-up of a name, before all else, takes what the resolver takes.)
 
-        Raises as `subscribe()` does till there is a lease, and `Refused` if the
-        bus no longer allows the subscription.
+        Raises as `subscribe()` does till there is a lease, `Refused` if the bus no
+        longer allows the subscription, and `OSError` if something else in the
+        process closed its socket, once; it is closed then.
         """
         if self._ready:
             return self._ready.popleft()
@@ -285,15 +287,17 @@ class _Feed(Generic[Item]):
         self.endpoint = endpoint
         self.has_begun = False
         """Whether there has been a lease."""
+        self._process = os.getpid()
         self._thread = threading.get_ident()
         self._notices = notices
         self._hand_over: HandOver[Item] = HandOver(EVENTS_MAX, BYTES_MAX)
-        self._refused: Optional[Refused] = None
+        self._error: Optional[Exception] = None
         self._waiter: Optional[asyncio.Future[None]] = None
         self._timer: Optional[asyncio.TimerHandle] = None
         self._timer_at = math.inf
+        self._descriptor = endpoint.receiver.fileno()
         try:
-            loop.add_reader(endpoint.receiver.fileno(), self._turn)
+            loop.add_reader(self._descriptor, self._turn)
         except BaseException:
             endpoint.close()
             raise
@@ -315,9 +319,9 @@ class _Feed(Generic[Item]):
     def last(self) -> Optional[Item]:
         """Behind all that was received: why it is over, or what was still missing.
         Each is told once."""
-        refused, self._refused = self._refused, None
-        if refused is not None:
-            raise refused
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
         self.endpoint.session.handle_timeout(time.monotonic())
         loss = self.endpoint.session.poll_loss() if self._notices else None
         return cast("Optional[Item]", loss)
@@ -341,11 +345,10 @@ class _Feed(Generic[Item]):
             self._timer.cancel()
             self._timer = None
         # In a child after a fork the loop's readers are the parent's as well.
-        if self.endpoint.closed:
-            return
-        if not self.loop.is_closed():
-            self.loop.remove_reader(self.endpoint.receiver.fileno())
+        if self._descriptor >= 0 and self._process == os.getpid() and not self.loop.is_closed():
+            self.loop.remove_reader(self._descriptor)
             _settle(self._waiter)
+        self._descriptor = -1
         self.endpoint.close()
 
     def close_from_anywhere(self) -> None:
@@ -362,8 +365,8 @@ class _Feed(Generic[Item]):
             return
         try:
             self._drive(time.monotonic() + _TURN_SECONDS)
-        except Refused as refused:
-            self._refused = refused
+        except (Refused, OSError) as error:
+            self._error = error
             self.close()
             return
         if self._begins() or len(self._hand_over):
