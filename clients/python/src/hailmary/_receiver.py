@@ -3,11 +3,15 @@
 Owns the socket, its buffer and, for Unix, the address that a bus can answer to.
 It knows no frame. The socket is not connected: a bus answers from the address
 that it listens at, and sends events from another.
+
+A child after a fork has the same socket as its parent: what it took would be
+missing there. So there it is closed at once, which leaves it open in the parent.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import select
@@ -15,6 +19,7 @@ import shutil
 import socket
 import sys
 import tempfile
+import weakref
 from typing import Optional
 
 from ._address import Peer
@@ -23,6 +28,10 @@ from ._session import Origin
 # What is asked for; the kernel grants what its limits allow. The default holds
 # few datagrams (see socket(7), SO_RCVBUF), and what does not fit is lost.
 _BUFFER_BYTES = 4 * 1024 * 1024
+
+# The descriptor is no longer this socket: something else in the process closed it,
+# and may have given the number to something else.
+_NOT_OURS = (errno.EBADF, errno.ENOTSOCK)
 
 # No datagram is longer.
 _DATAGRAM_BYTES_MAX = 65_535
@@ -42,6 +51,7 @@ class Receiver:
         except BaseException:
             self.close()
             raise
+        _receivers.add(self)
 
     @property
     def closed(self) -> bool:
@@ -63,19 +73,30 @@ class Receiver:
             datagram, source = self._socket.recvfrom(_DATAGRAM_BYTES_MAX)
         except BlockingIOError:
             return None
-        except OSError:
+        except OSError as error:
+            if error.errno in _NOT_OURS and not self.closed:
+                # Nothing will ever come, and waiting for it would turn in a circle.
+                self._socket.detach()
+                raise
             # An error of an earlier request that the network sent back, or a
             # signal handler closed the socket. Neither is a datagram.
             return None
         return datagram, self._origin(source)
 
-    def wait(self, seconds: float) -> None:
-        """Till a datagram is there, the time is over, or the socket is closed."""
-        if self.closed:
-            return
-        poll = select.poll()
-        poll.register(self._socket, select.POLLIN)
-        poll.poll(max(0.0, seconds) * 1000)
+    def wait(self, seconds: float, *also: socket.socket) -> None:
+        """Till a datagram is there, the time is over, or a signal handler closed
+        the socket; also till another socket has something."""
+        wait_for(seconds, self._socket, *also)
+
+    def fileno(self) -> int:
+        """The socket's descriptor, for an event loop."""
+        return self._socket.fileno()
+
+    def redirect(self, peer: Optional[Peer]) -> None:
+        """From now on the bus is there; nothing is where it was. It is of the
+        same family as before."""
+        if peer is not None:
+            self._peer = peer
 
     def close(self) -> None:
         """Closes the socket and takes its file away, if it has one."""
@@ -83,6 +104,12 @@ class Receiver:
         if self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)
             self._directory = None
+
+    def abandon(self) -> None:
+        """In a child: leaves the socket and its file to the parent."""
+        self._directory = None
+        with contextlib.suppress(OSError):
+            self._socket.close()
 
     def _prepare(self) -> None:
         self._socket.setblocking(False)
@@ -112,3 +139,27 @@ class Receiver:
             return Origin.BUS
         same = isinstance(source, tuple) and source[:2] == tuple(self._peer.address)[:2]
         return Origin.BUS if same else Origin.ELSEWHERE
+
+
+def wait_for(seconds: float, *sockets: socket.socket) -> None:
+    """Till one of them has something, is closed, or the time is over."""
+    poll = select.poll()
+    for each in sockets:
+        try:
+            poll.register(each, select.POLLIN)
+        except ValueError:
+            # A signal handler closed it just now.
+            return
+    poll.poll(max(0.0, seconds) * 1000)
+
+
+# Those that a child must leave to its parent.
+_receivers: weakref.WeakSet[Receiver] = weakref.WeakSet()
+
+
+def _abandon_all() -> None:
+    for receiver in list(_receivers):
+        receiver.abandon()
+
+
+os.register_at_fork(after_in_child=_abandon_all)
