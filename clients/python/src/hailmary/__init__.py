@@ -11,14 +11,17 @@ What is published may be lost; every loss is counted. See `Publisher`,
 `subscribe` and the README.
 """
 
+from ._batch import Batch
 from ._event import Event, Loss
 from ._lease import Reason
 from ._ping import Pong
-from ._publisher import Publisher, PublisherStats
+from ._publisher import Publisher
+from ._sender import PublisherStats
 from ._session import SubscriptionStats
 from ._subscription import Refused, Subscription, subscribe
 
 __all__ = [
+    "Batch",
     "Event",
     "Loss",
     "Pong",
