@@ -11,14 +11,21 @@ What is published may be lost; every loss is counted. See `Publisher`,
 `subscribe` and the README.
 """
 
+from . import otel
+from ._codec import Codec, protobuf, raw
+from ._codec import json as json  # not in __all__: `*` must not hide the library's
+from ._default import default_publisher, publish
 from ._event import Event, Loss
 from ._lease import Reason
 from ._ping import Pong
 from ._publisher import Publisher, PublisherStats
 from ._session import SubscriptionStats
 from ._subscription import Refused, Subscription, subscribe
+from ._typed import DecodeError, Topic, TopicSubscription
 
 __all__ = [
+    "Codec",
+    "DecodeError",
     "Event",
     "Loss",
     "Pong",
@@ -28,5 +35,12 @@ __all__ = [
     "Refused",
     "Subscription",
     "SubscriptionStats",
+    "Topic",
+    "TopicSubscription",
+    "default_publisher",
+    "otel",
+    "protobuf",
+    "publish",
+    "raw",
     "subscribe",
 ]

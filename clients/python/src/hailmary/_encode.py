@@ -143,7 +143,7 @@ def _time_field(time_unix_nano: int) -> bytes:
 def _attribute_fields(attributes: Mapping[str, str]) -> bytes:
     if not isinstance(attributes, Mapping):
         raise TypeError(f"attributes are a mapping, not {type(attributes).__name__}")
-    fields = []
+    fields: list[bytes] = []
     for name, value in attributes.items():
         if not isinstance(name, str) or not isinstance(value, str):
             raise TypeError("attributes are a mapping from str to str")

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Optional
 
-from ._address import Peer, parse, resolve
+from ._address import Address, Peer, parse, resolve
 from ._encode import event_field, sender_field, stamp_field
 from ._ping import Pong, ask
 from ._wire import bus_pb2
@@ -127,7 +127,8 @@ class Publisher:
     """
 
     def __init__(self, address: Optional[str] = None) -> None:
-        self._flow = _Flow(_look_up(address))
+        self._address = parse(address)
+        self._flow = _Flow(self._first_peer())
         _publishers.add(self)
 
     def publish(
@@ -169,6 +170,12 @@ class Publisher:
             flow = self._begin_flow()
         return flow.ping(timeout)
 
+    def resolve(self) -> None:
+        """Looks the bus's name up again, which may wait for a name server. If
+        that fails, a warning is logged and all stays as it was.
+        """
+        self._resolve()
+
     def stats(self) -> PublisherStats:
         """The counts since the publisher was made, or since the fork."""
         flow = self._flow
@@ -193,6 +200,26 @@ class Publisher:
         traceback: Optional[TracebackType],
     ) -> None:
         self.close()
+
+    def _first_peer(self) -> Optional[Peer]:
+        """Where the publisher sends to once it is made."""
+        return _look_up(self._address)
+
+    def _resolve(self) -> bool:
+        """Says whether the name has an address."""
+        peer = _look_up(self._address)
+        if peer is None:
+            return False
+        flow = self._flow
+        if flow.process != os.getpid():
+            flow = self._begin_flow()
+        with flow.lock:
+            flow.redirect(peer)
+        return True
+
+    def _reject(self, error: Exception) -> None:
+        """What is offered is no event, for this reason."""
+        raise error
 
     def _begin_flow(self) -> _Flow:
         """In a child: leaves the parent's flow, with its lock, to the parent."""
@@ -266,6 +293,15 @@ class _Flow:
             self._socket.close()
             self._socket = None
 
+    def redirect(self, peer: Peer) -> None:
+        """Sends to this address from now on."""
+        if peer != self._peer:
+            self._peer = peer
+            self._connected = None
+            if self._socket is not None:
+                self._socket.close()
+                self._socket = None
+
     def of_this_process(self) -> _Flow:
         """A new flow to the same bus, in a child. The parent's socket is closed
         here, which leaves it open there."""
@@ -337,12 +373,11 @@ def _reason(error: OSError) -> str:
     return _REASON_BY_ERRNO.get(error.errno or 0, "failed")
 
 
-def _look_up(address: Optional[str]) -> Optional[Peer]:
-    parsed = parse(address)
+def _look_up(address: Address) -> Optional[Peer]:
     try:
-        return resolve(parsed)
+        return resolve(address)
     except OSError as error:
-        _log.warning("events to %s will be dropped: %s", parsed, error)
+        _log.warning("events to %s will be dropped: %s", address, error)
         return None
 
 
