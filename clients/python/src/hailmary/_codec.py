@@ -46,6 +46,10 @@ class Codec(Protocol[T]):
         ...
 
 
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is no JSON")
+
+
 class _Json:
     """What `json.dumps` and `json.loads` take and give, strictly."""
 
@@ -119,7 +123,3 @@ def protobuf(message_class: type[MessageType]) -> Codec[MessageType]:
     long as the protobuf library stays the same.
     """
     return _Protobuf(message_class)
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is no JSON")
