@@ -4,14 +4,11 @@ import doctest
 import importlib
 import inspect
 import pkgutil
-import re
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
+from readme import listings
 from real_bus import needs_program
 
 import hailmary
@@ -20,8 +17,6 @@ from hailmary import Event, _typed
 from hailmary.testing import Recorder, recording
 
 pytest_plugins = ["pytester"]
-
-README = Path(__file__).resolve().parent.parent / "README.md"
 
 PUBLIC = (hailmary, hailmary.otel, hailmary.testing)
 
@@ -34,17 +29,6 @@ MODULES = sorted(
 # Sections whose listings are run as they stand; the others are checked only, since
 # what they do has no end or needs a bus.
 RUN = ("Publish", "Typed events")
-
-
-def sections() -> dict[str, str]:
-    """The listings in Python of each section, one after the other."""
-    listings: dict[str, str] = {}
-    for section in re.split(r"^## ", README.read_text(), flags=re.MULTILINE)[1:]:
-        title, _, text = section.partition("\n")
-        found = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-        if found:
-            listings[title] = "\n\n".join(found)
-    return listings
 
 
 class FewEvents:
@@ -62,29 +46,12 @@ def test_the_listings_of_the_readme_run(title: str, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(_typed, "subscribe", FewEvents)
     monkeypatch.setattr(hailmary, "Publisher", lambda *_, **__: Recorder())
     with recording():
-        exec(compile(sections()[title], f"README.md, {title}", "exec"), {})
-
-
-def test_the_listings_of_the_readme_have_the_types_that_they_seem_to(tmp_path: Path) -> None:
-    listings = sections()
-    for title, listing in listings.items():
-        name = re.sub(r"\W", "_", title).lower()
-        (tmp_path / f"{name}.py").write_text(listing)
-    command = [sys.executable, "-m", "mypy", "--check-untyped-defs", "--no-error-summary"]
-    checked = subprocess.run(
-        [*command, "--config-file=", "--cache-dir=/dev/null", "--ignore-missing-imports", "."],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert checked.stdout + checked.stderr == ""
-    assert len(listings) >= 4
+        exec(compile(listings()[title], f"README.md, {title}", "exec"), {})
 
 
 @pytest.fixture
 def tests_of_the_readme(pytester: pytest.Pytester) -> pytest.Pytester:
-    pytester.makepyfile(sections()["Test an application"])
+    pytester.makepyfile(listings()["Test an application"])
     return pytester
 
 

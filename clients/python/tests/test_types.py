@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from readme import listings
 
 CLIENT = Path(__file__).resolve().parent.parent
 
@@ -37,3 +38,19 @@ def test_all_public_types_are_known() -> None:
     """But for those of protobuf's own stubs, which leave some open."""
     said = pyright("--verifytypes", "hailmary", "--ignoreexternal")
     assert "Type completeness score: 100%" in said, said
+
+
+def test_the_listings_of_the_readme_have_the_types_that_they_seem_to(tmp_path: Path) -> None:
+    for title, listing in listings().items():
+        name = re.sub(r"\W", "_", title).lower()
+        (tmp_path / f"{name}.py").write_text(listing)
+    command = [sys.executable, "-m", "mypy", "--check-untyped-defs", "--no-error-summary"]
+    checked = subprocess.run(
+        [*command, "--config-file=", "--cache-dir=/dev/null", "--ignore-missing-imports", "."],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert checked.stdout + checked.stderr == ""
+    assert len(listings()) >= 4
