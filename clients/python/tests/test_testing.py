@@ -68,6 +68,24 @@ def test_a_recorder_is_bounded_and_tells() -> None:
     assert payloads(recorder) == [b"again"]
 
 
+def test_a_recorder_takes_batches() -> None:
+    recorder = Recorder()
+    with recorder.batch() as batch:
+        batch.publish("a.b", b"1")
+        batch.extend("a.c", [b"2", b"3"])
+    assert payloads(recorder) == [b"1", b"2", b"3"]
+    assert recorder.stats() == PublisherStats(sent=3)
+
+
+def test_a_recorder_records_where_publishing_is_turned_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HAILMARY_DISABLE", "1")
+    recorder = Recorder()
+    Topic("a.b", codec=hailmary.raw).publish(b"1", publisher=recorder)
+    assert payloads(recorder) == [b"1"]
+
+
 def test_a_recorder_serves_many_threads() -> None:
     recorder = Recorder()
 

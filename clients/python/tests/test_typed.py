@@ -17,7 +17,7 @@ from google.protobuf.struct_pb2 import Struct
 from google.protobuf.wrappers_pb2 import Int64Value
 
 import hailmary
-from hailmary import DecodeError, Event, Topic, TopicSubscription
+from hailmary import DecodeError, Event, PublisherStats, Topic, TopicSubscription
 from hailmary.testing import Recorder
 
 JSON: Topic[Any] = Topic("a.b", codec=hailmary.json)
@@ -166,6 +166,17 @@ def test_raw_bytes_come_back_and_nothing_else_is_published() -> None:
     with pytest.raises(TypeError, match="payload"):
         topic.publish("text", publisher=recorder)  # type: ignore[arg-type]
     assert recorder.values(topic) == [b"\0\xff"]
+
+
+def test_what_cannot_be_encoded_is_counted_where_mistakes_are() -> None:
+    recorder = Recorder(on_error="drop")
+    JSON.publish({1, 2}, publisher=recorder)
+    with recorder.batch() as batch:
+        JSON.publish({1, 2}, publisher=batch)
+        JSON.publish([1], publisher=batch)
+        assert recorder.events == []
+    assert recorder.values(JSON) == [[1]]
+    assert recorder.stats() == PublisherStats(sent=1, invalid=2)
 
 
 def test_all_that_an_event_has_goes_along() -> None:

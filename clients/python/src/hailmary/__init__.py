@@ -12,18 +12,21 @@ What is published may be lost; every loss is counted. See `Publisher`,
 """
 
 from . import otel
+from ._batch import Batch
 from ._codec import Codec, protobuf, raw
 from ._codec import json as json  # not in __all__: `*` must not hide the library's
 from ._default import default_publisher, publish
 from ._event import Event, Loss
 from ._lease import Reason
 from ._ping import Pong
-from ._publisher import Publisher, PublisherStats
+from ._publisher import Publisher
+from ._sender import PublisherStats
 from ._session import SubscriptionStats
 from ._subscription import Refused, Subscription, subscribe
 from ._typed import DecodeError, Topic, TopicSubscription
 
 __all__ = [
+    "Batch",
     "Codec",
     "DecodeError",
     "Event",

@@ -118,7 +118,10 @@ def resolve(address: Address) -> Peer:
     """
     if isinstance(address, UnixAddress):
         return Peer(socket.AF_UNIX, address.path)
-    found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_DGRAM)
+    try:
+        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_DGRAM)
+    except UnicodeError as error:  # A part of the name is empty or too long.
+        raise OSError(f"{address.host!r} is no name") from error
     usable = [
         Peer(family, socket_address)
         for family, _, _, _, socket_address in found
@@ -127,20 +130,3 @@ def resolve(address: Address) -> Peer:
     if not usable:
         raise OSError(f"{address.host!r} has no IP address")
     return min(usable, key=lambda peer: peer.family != socket.AF_INET)
-
-
-def numeric(address: Address) -> Optional[Peer]:
-    """The peer of an address that needs no look-up: a Unix path, numbers, or
-    `localhost`, which is loopback whatever a name server says (RFC 6761, section
-    6.3). `None` if it does."""
-    if isinstance(address, UnixAddress):
-        return Peer(socket.AF_UNIX, address.path)
-    host = "127.0.0.1" if address.host.lower() == "localhost" else address.host
-    try:
-        found = socket.getaddrinfo(
-            host, address.port, type=socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST
-        )
-    except OSError:
-        return None
-    family, _, _, _, socket_address = found[0]
-    return Peer(family, socket_address)

@@ -8,18 +8,14 @@ another thread is here.
 
 from __future__ import annotations
 
-import logging
+import socket
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Optional
 
-from ._address import BUS_VARIABLE, Peer, numeric
+from ._address import BUS_VARIABLE, Address, Peer, UnixAddress, parse
 from ._publisher import Publisher
-
-_log = logging.getLogger("hailmary")
-
-# Where nobody is: a name that no host ever has (RFC 6761, section 6.4).
-_NOWHERE = "bus.invalid:7277"
+from ._trouble import warn
 
 # At most one publisher, by this name: `setdefault` lets exactly one of several
 # threads win.
@@ -72,11 +68,10 @@ def ready_publisher() -> Publisher:
     publisher = _publishers.get(_DEFAULT)
     if publisher is None:
         publisher = _made()
-        if isinstance(publisher, _DefaultPublisher) and publisher.unknown_name:
-            _log.warning(
-                "events are dropped: %s names a host, which hailmary.default_publisher() looks up; "
-                "call it when the program starts",
-                BUS_VARIABLE,
+        if isinstance(publisher, _DefaultPublisher) and publisher.leaves_name:
+            warn(
+                f"events are dropped: {BUS_VARIABLE} names a host, and a name is looked up by "
+                "hailmary.default_publisher() alone; call it when the program starts"
             )
     return publisher
 
@@ -100,26 +95,47 @@ def _made() -> Publisher:
 
 
 class _DefaultPublisher(Publisher):
-    """To the bus that the environment names. Making it neither waits nor raises."""
+    """To the bus that the environment names. Making it does not wait."""
+
+    leaves_name = False
+    """Whether there is a name, which was not looked up when it was made."""
+
+    _is_made = False
 
     def __init__(self) -> None:
-        self.unknown_name = False
-        try:
-            super().__init__()
-        except ValueError as error:
-            _log.warning("events are dropped: %s is wrong: %s", BUS_VARIABLE, error)
-            super().__init__(_NOWHERE)
-            self.unknown_name = False
+        super().__init__()
+        self._is_made = True
 
     def look_up(self) -> None:
-        """Looks the bus's name up if it has not been."""
-        if self.unknown_name:
+        """Looks the bus's name up, unless it is known."""
+        if self._sender.link.peer is None:
             self.resolve()
 
-    def resolve(self) -> None:
-        self.unknown_name = not self._resolve()
+    def _find_bus(self) -> bool:
+        if self._is_made:
+            return super()._find_bus()
+        try:
+            peer = _peer_without_look_up(parse(None))
+        except ValueError:  # There is nothing to look up, and this says so.
+            return super()._find_bus()
+        if peer is None:
+            self.leaves_name = True
+            return False
+        self._sender.move(peer)
+        return True
 
-    def _first_peer(self) -> Optional[Peer]:
-        peer = numeric(self._address)
-        self.unknown_name = peer is None
-        return peer
+
+def _peer_without_look_up(address: Address) -> Optional[Peer]:
+    """The peer of a Unix path, of numbers, or of `localhost`, which is loopback
+    whatever a name server says (RFC 6761, section 6.3); `None` of other names."""
+    if isinstance(address, UnixAddress):
+        return Peer(socket.AF_UNIX, address.path)
+    host = "127.0.0.1" if address.host.lower() == "localhost" else address.host
+    try:
+        found = socket.getaddrinfo(
+            host, address.port, type=socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST
+        )
+    except (OSError, UnicodeError):
+        return None
+    family, _, _, _, socket_address = found[0]
+    return Peer(family, socket_address)

@@ -12,9 +12,10 @@ import math
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Generic, Optional, TypeVar
+from typing import Generic, Optional, TypeVar, Union
 
 from . import otel
+from ._batch import Batch
 from ._codec import Codec
 from ._default import ready_publisher
 from ._event import Event
@@ -79,11 +80,11 @@ class Topic(Generic[T]):
         key: bytes = b"",
         attributes: Optional[Mapping[str, str]] = None,
         time_unix_nano: Optional[int] = None,
-        publisher: Optional[Publisher] = None,
+        publisher: Optional[Union[Publisher, Batch]] = None,
     ) -> None:
         """Publishes a value, by the process's default publisher unless another
-        one is given. Never waits; see `Publisher.publish` for the arguments and
-        what it raises.
+        one or a batch is given. Never waits; see `Publisher.publish` for the
+        arguments and what it raises.
 
             >>> photo_indexed = Topic("search.index.photo", codec=hailmary.json)
             >>> photo_indexed.publish({"id": 42}, key=b"42")
@@ -97,6 +98,8 @@ class Topic(Generic[T]):
         """
         if publisher is None:
             publisher = ready_publisher()
+        if publisher._current_sender() is None:  # Publishing is turned off.
+            return
         try:
             payload = self._codec.encode(value)
         except Exception as error:

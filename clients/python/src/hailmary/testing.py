@@ -11,16 +11,19 @@ from __future__ import annotations
 
 import errno
 import re
-import socket
+import threading
 from collections import deque
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import TypeVar, cast
+from typing import Literal, TypeVar
 
+from ._address import BUS_ADDRESS
 from ._bus import Bus, find_program
 from ._default import publishing_by
 from ._event import Event
-from ._publisher import Publisher, _Flow
+from ._link import Closed, Link
+from ._publisher import Publisher
+from ._sender import Sender
 from ._topic import check_pattern
 from ._typed import Topic
 from ._wire import bus_pb2
@@ -51,15 +54,17 @@ class Recorder(Publisher):
     threads. It holds 10,000 events and drops the newest beyond, as `would_block`.
     """
 
-    def __init__(self) -> None:
-        self._tape = _Tape()
-        super().__init__("127.0.0.1:7277")
-        self._flow = _RecordingFlow(self._tape)
+    def __init__(self, *, on_error: Literal["raise", "drop"] = "raise") -> None:
+        super().__init__(BUS_ADDRESS, on_error=on_error)
+        self._events: deque[Event] = deque()
+        # A test that records wants to, whatever its environment says.
+        self._is_disabled = False
+        self._begin(Sender(_Tape(self._events), "the recorder"))
 
     @property
     def events(self) -> list[Event]:
         """All that were published, oldest first."""
-        return list(self._tape.events)
+        return list(self._events)
 
     def matching(self, *patterns: str) -> list[Event]:
         """Those that a subscriber to these patterns would get.
@@ -89,42 +94,34 @@ class Recorder(Publisher):
 
     def clear(self) -> None:
         """Forgets the events. `stats()` go on."""
-        self._tape.events.clear()
+        self._events.clear()
 
-    def resolve(self) -> None:
-        """Has nothing to look up."""
-
-
-class _Tape:
-    """Stands in for a socket: keeps what is sent."""
-
-    family = socket.AF_UNIX
-
-    def __init__(self) -> None:
-        self.events: deque[Event] = deque()
-
-    def send(self, datagram: bytes) -> int:
-        events = [_read(event) for event in bus_pb2.Frame.FromString(datagram).events]
-        if len(self.events) + len(events) > _EVENTS_MAX:
-            raise BlockingIOError(errno.EAGAIN, "the recorder is full")
-        self.events.extend(events)
-        return len(datagram)
+    def _find_bus(self) -> bool:
+        return True
 
 
-class _RecordingFlow(_Flow):
-    """A flow whose socket is a tape."""
+class _Tape(Link):
+    """A link that keeps what is sent."""
 
-    def __init__(self, tape: _Tape) -> None:
+    def __init__(self, events: deque[Event]) -> None:
         super().__init__(None)
-        self._tape = tape
+        self._events = events
+        self._lock = threading.RLock()
 
-    def _connect(self) -> socket.socket:
+    def in_child(self) -> Link:
+        tape = _Tape(self._events)
+        tape._closed = self._closed
+        return tape
+
+    def _connect_and_send(self, datagram: bytes, flags: int) -> int:
         if self._closed:
-            return super()._connect()
-        return cast("socket.socket", self._tape)
-
-    def of_this_process(self) -> _Flow:
-        return _RecordingFlow(self._tape)
+            raise Closed
+        events = [_read(event) for event in bus_pb2.Frame.FromString(datagram).events]
+        with self._lock:
+            if len(self._events) + len(events) > _EVENTS_MAX:
+                raise BlockingIOError(errno.EAGAIN, "the recorder is full")
+            self._events.extend(events)
+        return len(datagram)
 
 
 @contextmanager
