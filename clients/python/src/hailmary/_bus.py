@@ -126,8 +126,8 @@ class Bus:
     def _listen_to(self, line: str) -> None:
         try:
             said: dict[str, str] = json.loads(line)
-        except ValueError:
-            return
-        told = self._told.get(said["message"])
-        if told is not None and not told.done():
-            told.set_result(said["address"])
+            told = self._told.get(said["message"])
+            if told is not None and not told.done():
+                told.set_result(said["address"])
+        except (ValueError, KeyError, TypeError):
+            return  # Not a line of the kind that is waited for.
