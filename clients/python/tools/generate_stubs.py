@@ -57,6 +57,13 @@ def generate(into: Path) -> None:
             raise RuntimeError(f"protoc failed with status {status}")
         for name in GENERATED:
             shutil.copy(Path(scratch, CONTRACT).with_name(name), into / name)
+    complete_types(into / "bus_pb2.pyi")
+
+
+def complete_types(stubs: Path) -> None:
+    """Says what the generator leaves open: mappings of what to what. Else the
+    types of all that touches a message count as partly unknown."""
+    stubs.write_text(stubs.read_text().replace("_Mapping]", "_Mapping[str, object]]"))
 
 
 def main() -> int:

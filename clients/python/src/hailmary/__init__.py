@@ -11,7 +11,11 @@ What is published may be lost; every loss is counted. See `Publisher`,
 `subscribe` and the README.
 """
 
+from . import otel
 from ._batch import Batch
+from ._codec import Codec, protobuf, raw
+from ._codec import json as json  # not in __all__: `*` must not hide the library's
+from ._default import default_publisher, publish
 from ._endpoint import Refused
 from ._event import Event, Loss
 from ._lease import Reason
@@ -21,9 +25,12 @@ from ._runner import Runner, RunnerStats, run
 from ._sender import PublisherStats
 from ._session import SubscriptionStats
 from ._subscription import Subscription, subscribe
+from ._typed import DecodeError, Topic, TopicSubscription
 
 __all__ = [
     "Batch",
+    "Codec",
+    "DecodeError",
     "Event",
     "Loss",
     "Pong",
@@ -35,6 +42,13 @@ __all__ = [
     "RunnerStats",
     "Subscription",
     "SubscriptionStats",
+    "Topic",
+    "TopicSubscription",
+    "default_publisher",
+    "otel",
+    "protobuf",
+    "publish",
+    "raw",
     "run",
     "subscribe",
 ]

@@ -30,7 +30,7 @@ class Frame(_message.Message):
     pong: Pong
     seal: Seal
     padding: bytes
-    def __init__(self, events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., stamp: _Optional[_Union[Stamp, _Mapping]] = ..., subscribe: _Optional[_Union[Subscribe, _Mapping]] = ..., unsubscribe: _Optional[_Union[Unsubscribe, _Mapping]] = ..., challenge: _Optional[_Union[Challenge, _Mapping]] = ..., lease: _Optional[_Union[Lease, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ..., seal: _Optional[_Union[Seal, _Mapping]] = ..., padding: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, events: _Optional[_Iterable[_Union[Event, _Mapping[str, object]]]] = ..., stamp: _Optional[_Union[Stamp, _Mapping[str, object]]] = ..., subscribe: _Optional[_Union[Subscribe, _Mapping[str, object]]] = ..., unsubscribe: _Optional[_Union[Unsubscribe, _Mapping[str, object]]] = ..., challenge: _Optional[_Union[Challenge, _Mapping[str, object]]] = ..., lease: _Optional[_Union[Lease, _Mapping[str, object]]] = ..., refusal: _Optional[_Union[Refusal, _Mapping[str, object]]] = ..., ping: _Optional[_Union[Ping, _Mapping[str, object]]] = ..., pong: _Optional[_Union[Pong, _Mapping[str, object]]] = ..., seal: _Optional[_Union[Seal, _Mapping[str, object]]] = ..., padding: _Optional[bytes] = ...) -> None: ...
 
 class Event(_message.Message):
     __slots__ = ("topic", "payload", "key", "time_unix_nano", "attributes")
@@ -89,7 +89,7 @@ class Subscribe(_message.Message):
     events_per_second: int
     report: Report
     nonce: int
-    def __init__(self, topics: _Optional[_Iterable[str]] = ..., group: _Optional[str] = ..., name: _Optional[str] = ..., lease_ms: _Optional[int] = ..., cookie: _Optional[bytes] = ..., max_frame_bytes: _Optional[int] = ..., sample: _Optional[float] = ..., events_per_second: _Optional[int] = ..., report: _Optional[_Union[Report, _Mapping]] = ..., nonce: _Optional[int] = ...) -> None: ...
+    def __init__(self, topics: _Optional[_Iterable[str]] = ..., group: _Optional[str] = ..., name: _Optional[str] = ..., lease_ms: _Optional[int] = ..., cookie: _Optional[bytes] = ..., max_frame_bytes: _Optional[int] = ..., sample: _Optional[float] = ..., events_per_second: _Optional[int] = ..., report: _Optional[_Union[Report, _Mapping[str, object]]] = ..., nonce: _Optional[int] = ...) -> None: ...
 
 class Unsubscribe(_message.Message):
     __slots__ = ("cookie", "nonce")
