@@ -102,7 +102,7 @@ class RabbitMQ:
 
     def __init__(self) -> None:
         self._server = find_server()
-        self._port = _free_port()
+        self._port = free_port()
         self._stack = ExitStack()
         self._node: Optional[subprocess.Popen[bytes]] = None
         self.url = f"amqp://guest:guest@127.0.0.1:{self._port}//"
@@ -177,13 +177,13 @@ class RabbitMQ:
             "LANG": "C.UTF-8",
             # Where Erlang writes the cookie that its nodes know each other by.
             "HOME": str(directory),
-            "ERL_EPMD_PORT": str(_free_port()),
+            "ERL_EPMD_PORT": str(free_port()),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
             # So that the script becomes the node, and its process id the node's.
             "RABBITMQ_ALLOW_INPUT": "1",
             "RABBITMQ_CONF_ENV_FILE": os.devnull,
             "RABBITMQ_CONFIG_FILE": str(directory / "rabbitmq.conf"),
-            "RABBITMQ_DIST_PORT": str(_free_port()),
+            "RABBITMQ_DIST_PORT": str(free_port()),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(directory / "enabled_plugins"),
             "RABBITMQ_LOG_BASE": str(directory / "logs"),
             "RABBITMQ_MNESIA_BASE": str(directory / "data"),
@@ -247,7 +247,7 @@ def _listens(port: int) -> bool:
         return client.connect_ex(("127.0.0.1", port)) == 0
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
