@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from . import services, settings
-from .figures import moved, table
+from .figures import Phase, moved, table
 from .rabbitmq import Missing, RabbitMQ, free_port
 from .run import Run
 from .services import Bus, Worker
@@ -39,13 +39,13 @@ def main() -> int:
     try:
         with start_site(arguments.rate) as run:
             run.all_phases(arguments.seconds_per_phase)
-            run.settle()
+            whole = run.settle()
             truth = find_truth()
     except Missing as missing:
         raise SystemExit(str(missing)) from None
-    print_end(run, truth)
+    print_end(run, whole, truth)
     if arguments.json:
-        arguments.json.write_text(json.dumps(report(run, truth)))
+        arguments.json.write_text(json.dumps(report(run, whole, truth)))
     failed = sum(phase.counts["failed"] for phase in run.phases)
     return 1 if failed or truth.jobs_undone or truth.effects_twice else 0
 
@@ -70,6 +70,9 @@ def start_site(rate: float) -> Iterator[Run]:
         bus.start()
         search = stack.enter_context(Worker("search"))
         spam = {name: stack.enter_context(Worker("spam", name)) for name in SPAM_WORKERS}
+        for subscriber in (search, *spam.values()):
+            # It tells its counts from when it has a lease.
+            subscriber.wait_for(lambda line: True)
         web = f"127.0.0.1:{free_port()}"
         for command in (services.relay(), services.celery(), services.gunicorn(web)):
             stack.enter_context(services.service(command, directory))
@@ -93,9 +96,9 @@ def set_environment(directory: Path, broker: RabbitMQ, bus: Bus) -> None:
     )
 
 
-def print_end(run: Run, truth: Truth) -> None:
+def print_end(run: Run, whole: Phase, truth: Truth) -> None:
     """The final table, and what it means."""
-    print("\n" + table(run.phases))
+    print("\n" + table([*run.phases, whole]))
     print(f"\n{truth}")
     moves = moved(run.phases[3], run.phases[-2])
     total = len(run.phases[3].workers_of_users())
@@ -106,10 +109,11 @@ def print_end(run: Run, truth: Truth) -> None:
     )
 
 
-def report(run: Run, truth: Truth) -> dict[str, Any]:
+def report(run: Run, whole: Phase, truth: Truth) -> dict[str, Any]:
     """All figures, for another program."""
     return {
         "phases": [phase.as_json() for phase in run.phases],
+        "whole": whole.as_json(),
         "truth": dataclasses.asdict(truth),
         "direct": run.direct,
         "moved": moved(run.phases[3], run.phases[-2]),

@@ -17,15 +17,15 @@ LOST = "lost: "
 # Which worker counted how many signals of which user.
 Owners = Mapping[str, Counter[str]]
 
-_LIVE = "{:<26}{:>6}{:>7}{:>7}{:>7} |{:>7}{:>8}{:>7} |{:>7}{:>8}{:>8}{:>6}"
+_LIVE = "{:<24}{:>6}{:>7}{:>7}{:>7}{:>7} |{:>7}{:>8}{:>7} |{:>7}{:>8}{:>8}{:>6}"
 _LIVE_HEADS = (
-    ("", "req/s", "p50 ms", "p99 ms", "failed"),
+    ("", "req/s", "failed", "p50 ms", "p99 ms", "max ms"),
     ("outbox", "broker", "done"),
     ("events", "indexed", "counted", "lost"),
 )
-_FINAL = "{:<26}{:>5}{:>6}{:>7}{:>7}{:>7} |{:>9}{:>6}{:>8} |{:>7}{:>8}{:>8}{:>6}  {}"
+_FINAL = "{:<24}{:>4}{:>6}{:>7}{:>7}{:>7}{:>7} |{:>9}{:>6}{:>8} |{:>7}{:>8}{:>8}{:>6}  {}"
 _FINAL_HEADS = (
-    ("phase", "s", "req/s", "p50 ms", "p99 ms", "failed"),
+    ("phase", "s", "req/s", "failed", "p50 ms", "p99 ms", "max ms"),
     ("accepted", "done", "waiting"),
     ("events", "indexed", "counted", "lost", "where"),
 )
@@ -112,7 +112,7 @@ class Phase:
             "seconds": self.seconds,
             "p50": percentile(self.latencies, 0.5),
             "p99": percentile(self.latencies, 0.99),
-            "longest": max(self.latencies, default=0.0),
+            "longest": percentile(self.latencies, 1.0),
             "counts": dict(self.counts),
             "waiting": self.waiting,
             "lost": self.lost,
@@ -122,9 +122,8 @@ class Phase:
     def _requests(self) -> tuple[str, ...]:
         return (
             f"{len(self.latencies) / self.seconds:.0f}",
-            f"{1000 * percentile(self.latencies, 0.5):.1f}",
-            f"{1000 * percentile(self.latencies, 0.99):.1f}",
             f"{self.counts['failed']}",
+            *(f"{1000 * percentile(self.latencies, share):.1f}" for share in (0.5, 0.99, 1.0)),
         )
 
 

@@ -6,6 +6,8 @@ over does so again if in doubt. So each writes under a key, and once is enough.
 
 from __future__ import annotations
 
+import sqlite3
+
 from celery import Celery
 
 from . import database, settings
@@ -63,15 +65,15 @@ def shrink(image: bytes, pixels: int = THUMBNAIL_PIXELS) -> bytes:
     """A square picture in grey, a byte a pixel, as one of `pixels` x `pixels`."""
     side = int(len(image) ** 0.5)
     step = side // pixels
+    rows = [image[y * side : (y + 1) * side] for y in range(side)]
     return bytes(
-        sum(image[(y * step + row) * side + x * step + column] for row in range(step) for column in range(step))
-        // step**2
-        for y in range(pixels)
-        for x in range(pixels)
+        sum(sum(row[x : x + step]) for row in rows[y : y + step]) // step**2
+        for y in range(0, pixels * step, step)
+        for x in range(0, pixels * step, step)
     )
 
 
-def results_database() -> database.sqlite3.Connection:
+def results_database() -> sqlite3.Connection:
     """Where the jobs' results are."""
     return database.connect(settings.results(), _SCHEMA)
 

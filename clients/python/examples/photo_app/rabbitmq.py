@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -66,6 +67,8 @@ disk_free_limit.absolute = 1MB
 # Far more than a start or a stop takes: only what is broken waits for it.
 _PATIENCE_SECONDS = 120.0
 _POLL_SECONDS = 0.1
+
+_PORTS = (10000, 32000)
 
 _LOG_TAIL_CHARACTERS = 3000
 
@@ -248,10 +251,13 @@ def _listens(port: int) -> bool:
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
+    """A port to listen at, also after a while: systems take those that they give
+    to clients from 32768 on, so none of them gets this one meanwhile."""
+    while True:
+        port = random.randint(*_PORTS)
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
 
 
 def _wait_until(condition: Callable[[], bool]) -> None:

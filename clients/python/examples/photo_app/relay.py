@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlite3
 import time
 
-from kombu import Connection
+from kombu.connection import Connection
 from kombu.exceptions import OperationalError
 
 from . import jobs, settings
@@ -46,12 +46,13 @@ def relay_batch(database: sqlite3.Connection, connection: Connection) -> int:
 def main() -> None:
     database = connect(settings.application())
     connection = jobs.app.connection_for_write()
+    away = (OperationalError, *connection.connection_errors, *connection.channel_errors)
     while True:
         try:
             connection.ensure_connection(max_retries=1)
             handed_over = relay_batch(database, connection)
             time.sleep(0 if handed_over else IDLE_SECONDS)
-        except (OperationalError, *connection.connection_errors, *connection.channel_errors) as error:
+        except away as error:
             print(f"the broker is away: {error!r}", flush=True)
             connection.close()
             time.sleep(RETRY_SECONDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Callable
 
@@ -34,15 +35,16 @@ class Run:
         self._bus = bus
         self._victim = victim
         self._watch = watch
+        self._began = Look(time.time(), Counter(), {})
         self._newest = watch.look()
         self._rows = 0
+        self._latencies: list[float] = []
         self.phases: list[Phase] = []
         self.direct: Line = {}
         """What a request would have paid that had asked Celery itself."""
 
     def all_phases(self, seconds: float) -> None:
         """Lets each path fail while the other one and the requests go on."""
-        self._watch.load.take_latencies()
         self._phase("all is well", seconds)
         self._phase("RabbitMQ is stopped", seconds, self._stop_broker)
         self._phase("RabbitMQ starts", 0, self._broker.start)
@@ -52,11 +54,11 @@ class Run:
         self._phase("the bus starts", 0, self._bus.start, self._subscribers_are_back)
         self._phase("all is well again", seconds)
 
-    def settle(self) -> None:
-        """Ends the load, and waits for what is underway."""
+    def settle(self) -> Phase:
+        """Ends the load and waits for what is underway; returns the whole run."""
         self._watch.load.worker.stop()
-        until = time.time() + SETTLING_SECONDS
-        self._phase("the load has ended", 0, until=lambda look: look.at > until and _jobs_are_done(look))
+        self._phase("the load has ended", SETTLING_SECONDS, until=_jobs_are_done)
+        return Phase.between("the whole run", self._began, self._newest, self._latencies)
 
     def _phase(
         self,
@@ -79,6 +81,7 @@ class Run:
                     raise TimeoutError(f"{name}: this went on for too long")
         doing.result()
         self.phases.append(Phase.between(name, begin, self._newest, latencies))
+        self._latencies += latencies
 
     def _row(self, name: str) -> list[float]:
         """Looks, prints what is new, and returns the newest latencies."""

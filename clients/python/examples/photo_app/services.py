@@ -14,6 +14,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from typing import Callable, Optional
 
@@ -44,7 +45,7 @@ class Bus:
         self._program = find_program()
         self._configuration = directory / "hailmary.toml"
         self._process: Optional[Program] = None
-        self._admin = ""
+        self._admin: Optional[str] = None
         path = directory / "bus.sock"
         self._configuration.write_text(_CONFIGURATION.format(path=path))
         self.address = f"unix://{path}"
@@ -60,16 +61,22 @@ class Bus:
 
     def stop(self) -> None:
         """Ends it as a service manager would."""
+        self._admin = None
         if self._process is not None:
             self._process.stop()
             self._process = None
 
     def scrape(self) -> Optional[Scrape]:
-        """What it counts since it started; nothing while it is stopped."""
-        if self._process is None:
+        """What it counts since it started; nothing while it is stopped.
+
+        Another thread may stop it meanwhile."""
+        admin = self._admin
+        try:
+            return None if admin is None else _scrape(admin)
+        except (OSError, HTTPException):
+            if admin == self._admin:
+                raise
             return None
-        with urllib.request.urlopen(f"{self._admin}/metrics", timeout=10) as answer:
-            return Scrape.parse(answer.read().decode())
 
 
 class Worker(Program):
@@ -78,6 +85,9 @@ class Worker(Program):
     def __init__(self, module: str, *arguments: object) -> None:
         name = " ".join(str(part) for part in (module, *arguments))
         super().__init__(sys.executable, "-m", f"photo_app.{module}", *arguments, name=name)
+
+    def __enter__(self) -> Worker:
+        return self
 
     def kill(self) -> None:
         """Ends it as a crash would."""
@@ -146,6 +156,11 @@ def wait_for_server(address: str) -> None:
     """Waits until something listens at HOST:PORT."""
     host, _, port = address.rpartition(":")
     wait_until(lambda: _listens(host, int(port)), "the web server")
+
+
+def _scrape(admin: str) -> Scrape:
+    with urllib.request.urlopen(f"{admin}/metrics", timeout=10) as answer:
+        return Scrape.parse(answer.read().decode())
 
 
 def _listens(host: str, port: int) -> bool:

@@ -126,6 +126,14 @@ class Watch:
         self._application.close()
         self._results.close()
 
+    def _lost_with_worker(self) -> int:
+        """What the bus sent to workers that died before they told of it."""
+        return sum(
+            self.bus.total("egress_events_total", subscriber=name) - voice.line["received"]
+            for name, voice in self.spam.items()
+            if voice.ended
+        )
+
     def _job_counts(self) -> dict[str, int]:
         # In this order, for all of them grow: what is done was accepted before.
         done = sum(database.count(self._results, table) for table in ("thumbnails", "mails"))
@@ -142,6 +150,7 @@ class Watch:
             f"{LOST}no bus": self.load.publishers("refused"),
             f"{LOST}full queue of the bus": self.load.publishers("otherwise dropped"),
             f"{LOST}no subscriber": self.bus.total("unmatched_events_total"),
+            f"{LOST}with the killed worker": self._lost_with_worker(),
             f"{LOST}on the way": sum(voice.line["lost"] for voice in subscribers),
         }
         for reason, number in self.bus.dropped().items():
