@@ -79,7 +79,6 @@ def start_site(rate: float) -> Iterator[Run]:
         services.wait_for_server(web)
         load = stack.enter_context(Worker("load", web, "--rate", rate))
         watch = stack.enter_context(closing(Watch(bus, load, search, spam)))
-        services.wait_until(lambda: watch.look().counts["done"] > 0, "the first job's end")
         yield Run(broker, bus, spam[SPAM_WORKERS[-1]], watch)
 
 
@@ -100,8 +99,8 @@ def print_end(run: Run, whole: Phase, truth: Truth) -> None:
     """The final table, and what it means."""
     print("\n" + table([*run.phases, whole]))
     print(f"\n{truth}")
-    moves = moved(run.phases[3], run.phases[-2])
-    total = len(run.phases[3].workers_of_users())
+    before, after = run.around_kill()
+    moves, total = moved(before, after), len(before.workers_of_users())
     print(f"spam: of {total} users, {len(moves)} moved to another worker when theirs was killed")
     print(
         "while RabbitMQ was stopped, a request that had called Celery itself would have waited"
@@ -116,7 +115,7 @@ def report(run: Run, whole: Phase, truth: Truth) -> dict[str, Any]:
         "whole": whole.as_json(),
         "truth": dataclasses.asdict(truth),
         "direct": run.direct,
-        "moved": moved(run.phases[3], run.phases[-2]),
+        "moved": moved(*run.around_kill()),
     }
 
 

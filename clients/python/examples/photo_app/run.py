@@ -45,6 +45,7 @@ class Run:
 
     def all_phases(self, seconds: float) -> None:
         """Lets each path fail while the other one and the requests go on."""
+        self._phase("the first requests", 0, until=lambda look: look.counts["done"] > 0)
         self._phase("all is well", seconds)
         self._phase("RabbitMQ is stopped", seconds, self._stop_broker)
         self._phase("RabbitMQ starts", 0, self._broker.start)
@@ -59,6 +60,12 @@ class Run:
         self._watch.load.worker.stop()
         self._phase("the load has ended", SETTLING_SECONDS, until=_jobs_are_done)
         return Phase.between("the whole run", self._began, self._newest, self._latencies)
+
+    def around_kill(self) -> tuple[Phase, Phase]:
+        """The phases before and after a worker of the group was killed, in which
+        none came or went."""
+        phases = {phase.name: phase for phase in self.phases}
+        return phases["RabbitMQ is back"], phases["all is well again"]
 
     def _phase(
         self,

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
-from typing import Callable, Optional
+from typing import Optional
 
 from books import Scrape
 from bus import says
@@ -143,19 +143,14 @@ def service(command: tuple[object, ...], directory: Path) -> Iterator[None]:
             process.wait()
 
 
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    """Waits with patience for what should come soon."""
-    until = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        if time.monotonic() > until:
-            raise TimeoutError(f"{what} did not come")
-        time.sleep(0.1)
-
-
 def wait_for_server(address: str) -> None:
     """Waits until something listens at HOST:PORT."""
     host, _, port = address.rpartition(":")
-    wait_until(lambda: _listens(host, int(port)), "the web server")
+    until = time.monotonic() + PATIENCE_SECONDS
+    while not _listens(host, int(port)):
+        if time.monotonic() > until:
+            raise TimeoutError("the web server did not get on")
+        time.sleep(0.1)
 
 
 def _scrape(admin: str) -> Scrape:

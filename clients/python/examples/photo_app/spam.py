@@ -20,7 +20,7 @@ from . import events
 GROUP = "spam"
 
 # A worker that died is missed for this long at most.
-LEASE_MS = 3000
+LEASE_MS = 5000
 
 TELL_SECONDS = 0.25
 
