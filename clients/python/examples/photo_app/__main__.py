@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import json
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -36,6 +37,8 @@ SPAM_WORKERS = ("spam-1", "spam-2", "spam-3")
 
 def main() -> int:
     arguments = read_arguments()
+    # What is ended ends what it started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     try:
         with start_site(arguments.rate) as run:
             run.all_phases(arguments.seconds_per_phase)

@@ -126,7 +126,8 @@ def main() -> None:
     parser.add_argument("--rate", type=float, required=True, help="requests a second")
     arguments = parser.parse_args()
     load = Load(arguments.address, arguments.rate)
-    signal.signal(signal.SIGTERM, lambda *_: load.end())
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: load.end())
     load.run()
 
 

@@ -49,7 +49,7 @@ class Run:
         self._phase("all is well", seconds)
         self._phase("RabbitMQ is stopped", seconds, self._stop_broker)
         self._phase("RabbitMQ starts", 0, self._broker.start)
-        self._phase("RabbitMQ is back", seconds, until=_jobs_are_done)
+        self._phase("RabbitMQ is back", seconds, until=_hardly_a_job_waits)
         self._phase("a spam worker is killed", seconds, self._victim.kill, self._victim_is_gone)
         self._phase("the bus is stopped", seconds, self._bus.stop)
         self._phase("the bus starts", 0, self._bus.start, self._subscribers_are_back)
@@ -58,7 +58,7 @@ class Run:
     def settle(self) -> Phase:
         """Ends the load and waits for what is underway; returns the whole run."""
         self._watch.load.worker.stop()
-        self._phase("the load has ended", SETTLING_SECONDS, until=_jobs_are_done)
+        self._phase("the load has ended", SETTLING_SECONDS, until=_no_job_waits)
         return Phase.between("the whole run", self._began, self._newest, self._latencies)
 
     def around_kill(self) -> tuple[Phase, Phase]:
@@ -116,6 +116,10 @@ class Run:
         return all(voice.line["bus_restarts"] for voice in self._watch.living())
 
 
-def _jobs_are_done(look: Look) -> bool:
-    """Whether hardly any job waits. While new ones come, some always do."""
+def _no_job_waits(look: Look) -> bool:
+    return look.counts["accepted"] == look.counts["done"]
+
+
+def _hardly_a_job_waits(look: Look) -> bool:
+    """While new ones come, some always do."""
     return look.counts["accepted"] - look.counts["done"] < 10
