@@ -101,7 +101,8 @@ def set_environment(directory: Path, broker: RabbitMQ, bus: Bus) -> None:
 def print_end(run: Run, whole: Phase, truth: Truth) -> None:
     """The final table, and what it means."""
     print("\n" + table([*run.phases, whole]))
-    print(f"\n{truth}")
+    print(f"\nevents: {sum(whole.lost.values())} of {whole.counts['events']} lost, {whole.untold} untold")
+    print(truth)
     before, after = run.around_kill()
     moves, total = moved(before, after), len(before.workers_of_users())
     print(f"spam: of {total} users, {len(moves)} moved to another worker when theirs was killed")

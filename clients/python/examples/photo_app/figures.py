@@ -66,6 +66,14 @@ class Phase:
         )
 
     @property
+    def untold(self) -> int:
+        """Events of which nobody told what became of them. Between two looks, also
+        those that were underway; after all, what the bus last counted before it was
+        stopped, and nobody asked for any more."""
+        counts = self.counts
+        return counts["events"] - counts["indexed"] - counts["counted"] - sum(self.lost.values())
+
+    @property
     def lost(self) -> dict[str, int]:
         """Events that did not arrive, by where they were lost."""
         return {
@@ -116,6 +124,7 @@ class Phase:
             "counts": dict(self.counts),
             "waiting": self.waiting,
             "lost": self.lost,
+            "untold": self.untold,
             "workers_of_users": self.workers_of_users(),
         }
 
