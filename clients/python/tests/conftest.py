@@ -10,7 +10,7 @@ from hailmary._sender import trouble
 
 CLIENT = Path(__file__).resolve().parent.parent
 
-for directory in ("tools", "examples/search_index"):
+for directory in ("tools", "examples", "examples/search_index"):
     sys.path.insert(0, str(CLIENT / directory))
 
 
