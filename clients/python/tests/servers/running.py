@@ -75,6 +75,18 @@ class Running:
         options = os.WEXITED | os.WNOHANG | os.WNOWAIT
         return os.waitid(os.P_PID, self.pid, options) is not None
 
+    def wait_until(self, is_so: Callable[[], object], what: str) -> None:
+        """Returns once it is so. Raises too if the program ended before."""
+
+        def is_so_yet() -> object:
+            # Looked at first: what it did before its end is done.
+            ended = self.has_ended()
+            is_so_now = is_so()
+            assert is_so_now or not ended, f"the program ended before {what}"
+            return is_so_now
+
+        wait_until(is_so_yet, what)
+
     def wait(self) -> int:
         """Waits for its end; the exit status."""
         wait_until(self.has_ended, f"the program ended; it printed:\n{self.output()}")

@@ -51,12 +51,12 @@ def publish_until_sent(publisher: Publisher, topic: str = "servers.test", **more
 def datagram_sockets() -> list[int]:
     """The inodes of this process's open datagram sockets: no two sockets of a
     machine have the same at a time."""
-    found = []
+    found = set()  # Other threads may be looking too, and hold copies.
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
             status = os.fstat(int(name))
             if stat.S_ISSOCK(status.st_mode) and _is_datagram(int(name)):
-                found.append(status.st_ino)
+                found.add(status.st_ino)
     return sorted(found)
 
 
