@@ -5,5 +5,5 @@ from pathlib import Path
 
 CLIENT = Path(__file__).resolve().parent.parent
 
-for directory in ("tools", "examples/search_index"):
+for directory in ("tools", "examples", "examples/search_index"):
     sys.path.insert(0, str(CLIENT / directory))

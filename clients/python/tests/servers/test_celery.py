@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from photo_app.rabbitmq import Missing, RabbitMQ, find_server
 
 from servers.running import Running, descriptors, run, running
 from servers.tap import Tap
 
-sys.path.append(str(Path(__file__).parents[2] / "examples/photo_app"))
-
-from rabbitmq import Missing, RabbitMQ, find_server
 
 CHILDREN = 2
 TASKS_TO_BEGIN = 10

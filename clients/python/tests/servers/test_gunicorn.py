@@ -61,6 +61,7 @@ def test_workers_that_are_reloaded_lose_no_count(
         # Without preloading, each worker imports the module, which publishes too.
         imports = 0 if preload else 1
         for pid, stats in latest(server.answers).items():
+            assert len(stats["sockets"]) == 1
             asked = sum(facts["pid"] == pid for facts in server.answers)
             assert stats["offered"] == asked * EVENTS_PER_REQUEST + imports
 
@@ -81,7 +82,7 @@ def test_requests_are_answered_while_the_bus_is_away(directory: Path, way: str) 
             counts = latest(server.answers).values()
             offered = sum(stats["offered"] for stats in counts)
             assert offered == len(server.answers) * EVENTS_PER_REQUEST
-            assert {len(facts["sockets"]) for facts in server.answers} == {1}
+            assert {len(stats["sockets"]) for stats in counts} == {1}
 
 
 def took(bus: RealBus) -> int:

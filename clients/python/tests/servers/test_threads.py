@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from real_bus import RealBus
@@ -16,10 +17,13 @@ THREADS = 20
 EVENTS = 300
 
 
+def publish(directory: Path, bus: str) -> dict[str, Any]:
+    (told,) = run("threads.py", EVENTS, directory=directory, environment={"HAILMARY_BUS": bus})
+    return told
+
+
 def test_each_keeps_its_order_and_all_are_counted(tap: Tap, directory: Path) -> None:
-    (told,) = run(
-        "threads.py", EVENTS, directory=directory, environment={"HAILMARY_BUS": tap.address}
-    )
+    told = publish(directory, tap.address)
     assert told["offered"] > THREADS * EVENTS
     assert len(told["sockets"]) == 1
     tap.check([told])
@@ -33,7 +37,7 @@ def test_each_keeps_its_order_and_all_are_counted(tap: Tap, directory: Path) -> 
 def test_each_keeps_its_order_through_the_bus(bus: RealBus, directory: Path, way: str) -> None:
     address = getattr(bus, way)
     with subscribe(">", address=bus.udp, timeout=PATIENCE_SECONDS) as subscription:
-        (told,) = run("threads.py", EVENTS, directory=directory, environment={"HAILMARY_BUS": address})
+        told = publish(directory, address)
         came: dict[int, list[int]] = {}
         while -1 not in came:
             event = subscription.recv(PATIENCE_SECONDS)

@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import telling
 
@@ -118,7 +119,7 @@ def nested(depth: int = DEPTH) -> None:
 
 def by_multiprocessing(method: str) -> None:
     """Processes, and a pool of them, while threads publish."""
-    context = multiprocessing.get_context(method)
+    context: Any = multiprocessing.get_context(method)
     if method == "forkserver":
         # So that the publisher is there before the fork, in the server.
         context.set_forkserver_preload(["forks"])

@@ -22,6 +22,8 @@ GREENLETS = 20
 THREADS = 4
 EVENTS = 50
 
+PATIENCE_SECONDS = 60.0
+
 # More than any queue of a Unix socket holds.
 MANY = 2000
 
@@ -77,7 +79,7 @@ class Eventlet:
         return self.spawn(self._tpool.execute, body, *arguments)
 
 
-green = {"gevent": Gevent, "eventlet": Eventlet}[sys.argv[1]]()
+green: Any = {"gevent": Gevent, "eventlet": Eventlet}[sys.argv[1]]()
 
 
 @contextmanager
@@ -168,11 +170,8 @@ def subscribe(publisher: Publisher) -> None:
             publisher.publish("green.event", b"%d" % number)
             green.sleep(0.001)
         taken = [int(payload) for payload in green.wait(taker)]
-        telling.tell(taken=taken, turns=turns[0], pong=hailmary_pong(publisher))
-
-
-def hailmary_pong(publisher: Publisher) -> bool:
-    return publisher.ping(60) is not None
+        pong = publisher.ping(PATIENCE_SECONDS)
+        telling.tell(taken=taken, pinged=pong is not None)
 
 
 SCENARIOS = {
