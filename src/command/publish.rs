@@ -108,7 +108,7 @@ impl Publish {
                 stats.dropped()
             );
         }
-        ensure!(stats.refused_frames == 0, "no bus at {}", self.to);
+        ensure!(stats.bounced == 0, "no bus at {}", self.to);
         Ok(())
     }
 }

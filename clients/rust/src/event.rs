@@ -77,7 +77,7 @@ impl<'a> Event<'a> {
 
     /// How many bytes it takes in a frame, if it can be sent.
     pub(crate) fn check(&self) -> Result<usize, PublishError> {
-        check_topic(self.parts.topic.as_bytes()).map_err(PublishError::BadTopic)?;
+        check_topic(self.parts.topic.as_bytes()).map_err(PublishError::Invalid)?;
         match event_bytes(&self.parts) {
             bytes if bytes <= EVENT_BYTES_MAX => Ok(bytes),
             _ => Err(PublishError::TooLarge),

@@ -138,6 +138,8 @@ pub struct SubscriptionCounts {
     /// Events received, lost on the way, dropped by the bus, and come twice. None of
     /// these ever falls.
     pub flow: FlowCounts,
+    /// Events that are missing and may still come.
+    pub awaited: u64,
     /// Frames and answers that were not believed; malformed datagrams too, where
     /// the driver told of them by [`Subscription::ignore_datagram`].
     pub ignored_frames: u64,
@@ -295,6 +297,7 @@ impl Subscription {
     pub fn counts(&self) -> SubscriptionCounts {
         SubscriptionCounts {
             flow: self.ledger.total(),
+            awaited: self.ledger.awaited(),
             ignored_frames: self.ignored_frames,
             bus_restarts: self.bus_restarts,
             lapses: self.lapses,

@@ -36,7 +36,7 @@ pub(crate) struct Link {
     opened: Instant,
     /// In milliseconds since `opened`.
     reconnect_at_ms: AtomicU64,
-    refused: AtomicU64,
+    bounced: AtomicU64,
 }
 
 impl Link {
@@ -47,10 +47,10 @@ impl Link {
             target,
             opened: Instant::now(),
             reconnect_at_ms: AtomicU64::new(0),
-            refused: AtomicU64::new(0),
+            bounced: AtomicU64::new(0),
         };
         match link.connect() {
-            Err(error) if failure(&error) != PublishError::NoBus => Err(error),
+            Err(error) if !is_absence(failure(&error)) => Err(error),
             _ => Ok(link),
         }
     }
@@ -60,8 +60,8 @@ impl Link {
     }
 
     /// How often the kernel said that an earlier datagram found nobody.
-    pub(crate) fn refused(&self) -> u64 {
-        self.refused.load(Ordering::Relaxed)
+    pub(crate) fn bounced(&self) -> u64 {
+        self.bounced.load(Ordering::Relaxed)
     }
 
     /// Hands one datagram to the kernel, or says at once why not.
@@ -70,7 +70,7 @@ impl Link {
             return Ok(());
         };
         match failure(&error) {
-            PublishError::NoBus if self.is_worth_another_try(&error) => {
+            reason if is_absence(reason) && self.is_worth_another_try(&error) => {
                 self.socket.send(datagram).map_err(|error| failure(&error))
             }
             reason => Err(reason),
@@ -83,7 +83,7 @@ impl Link {
     fn is_worth_another_try(&self, error: &io::Error) -> bool {
         match self.socket {
             Socket::Udp(_) if error.kind() == ErrorKind::ConnectionRefused => {
-                self.refused.fetch_add(1, Ordering::Relaxed);
+                self.bounced.fetch_add(1, Ordering::Relaxed);
                 true
             }
             _ => self.may_reconnect() && self.connect().is_ok(),
@@ -165,24 +165,32 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// Whether it says that there is no bus, and another may come.
+fn is_absence(reason: PublishError) -> bool {
+    matches!(reason, PublishError::Refused | PublishError::Unreachable)
+}
+
 /// What an error of a send means for the events in the datagram.
 fn failure(error: &io::Error) -> PublishError {
     match error.raw_os_error() {
         // Linux when a queue discipline says so, macOS when a queue is full.
-        Some(libc::ENOBUFS) => return PublishError::Full,
+        Some(libc::ENOBUFS) => return PublishError::NoBuffer,
         Some(libc::EMSGSIZE) => return PublishError::TooLarge,
-        Some(libc::EDESTADDRREQ) => return PublishError::NoBus,
+        Some(libc::EDESTADDRREQ) => return PublishError::Refused,
+        Some(libc::EHOSTDOWN) => return PublishError::Unreachable,
         _ => {}
     }
     match error.kind() {
-        ErrorKind::WouldBlock | ErrorKind::OutOfMemory => PublishError::Full,
+        ErrorKind::WouldBlock => PublishError::WouldBlock,
+        ErrorKind::OutOfMemory => PublishError::NoBuffer,
         ErrorKind::ConnectionRefused
         | ErrorKind::ConnectionReset
         | ErrorKind::NotConnected
-        | ErrorKind::NotFound
+        | ErrorKind::NotFound => PublishError::Refused,
+        ErrorKind::AddrNotAvailable
         | ErrorKind::HostUnreachable
         | ErrorKind::NetworkUnreachable
-        | ErrorKind::NetworkDown => PublishError::NoBus,
-        kind => PublishError::Other(kind),
+        | ErrorKind::NetworkDown => PublishError::Unreachable,
+        kind => PublishError::Failed(kind),
     }
 }

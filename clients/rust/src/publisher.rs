@@ -37,25 +37,39 @@ thread_local! {
 }
 
 /// Why an event was not handed to the kernel. Each of these is also counted in
-/// [`PublisherStats`].
+/// [`PublisherStats`], under the same name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PublishError {
     /// The topic is illegal: the program's mistake.
     #[error("{0}")]
-    BadTopic(TopicError),
+    Invalid(TopicError),
     /// Event and stamp exceed a datagram, or the kernel takes none so long.
     #[error("the event is too large for a datagram")]
     TooLarge,
-    /// A buffer of the kernel, or the bus's Unix socket, is full.
+    /// The socket's buffer, or the queue of the bus's Unix socket, is full.
     #[error("the way to the bus is full")]
-    Full,
-    /// Nobody listens at the bus's address, or there is no way to it.
-    #[error("there is no bus at its address")]
-    NoBus,
+    WouldBlock,
+    /// The kernel has no memory, or the queue of a network card is full.
+    #[error("the kernel has no buffer for the datagram")]
+    NoBuffer,
+    /// Nobody listens at the bus's address.
+    #[error("nobody listens at the bus's address")]
+    Refused,
+    /// There is no way to the bus's host.
+    #[error("there is no way to the bus's host")]
+    Unreachable,
     /// The kernel refused for another reason, such as a packet filter's.
     #[error("the kernel did not take the datagram: {0}")]
-    Other(io::ErrorKind),
+    Failed(io::ErrorKind),
+}
+
+impl PublishError {
+    /// Whether there was no room now, and may be soon.
+    #[must_use]
+    pub fn is_full(self) -> bool {
+        matches!(self, Self::WouldBlock | Self::NoBuffer)
+    }
 }
 
 /// What became of a publisher's events. Each event that was given to it is in
@@ -67,29 +81,41 @@ pub struct PublisherStats {
     /// this moment counts already.
     pub sent: u64,
     /// Events dropped for an illegal topic.
-    pub dropped_bad_topic: u64,
+    pub invalid: u64,
     /// Events dropped because no datagram takes them.
-    pub dropped_too_large: u64,
-    /// Events dropped because a buffer on the way was full.
-    pub dropped_full: u64,
-    /// Events dropped because there was no bus.
-    pub dropped_no_bus: u64,
+    pub too_large: u64,
+    /// Events dropped because the socket's buffer or the bus's queue was full.
+    pub would_block: u64,
+    /// Events dropped because the kernel had no memory, or a card's queue was full.
+    pub no_buffer: u64,
+    /// Events dropped because nobody listened. Over UDP, see `bounced`.
+    pub refused: u64,
+    /// Events dropped because there was no way to the bus's host.
+    pub unreachable: u64,
     /// Events dropped for other reasons of the kernel.
-    pub dropped_other: u64,
+    pub failed: u64,
     /// How often the kernel said that an earlier datagram had found nobody. The
     /// events in it count as sent: which datagram it was, it does not say.
-    pub refused_frames: u64,
+    pub bounced: u64,
 }
 
 impl PublisherStats {
-    /// Events dropped, for whatever reason.
+    /// Events dropped here, for whatever reason.
     #[must_use]
     pub fn dropped(&self) -> u64 {
-        self.dropped_bad_topic
-            + self.dropped_too_large
-            + self.dropped_full
-            + self.dropped_no_bus
-            + self.dropped_other
+        self.invalid
+            + self.too_large
+            + self.would_block
+            + self.no_buffer
+            + self.refused
+            + self.unreachable
+            + self.failed
+    }
+
+    /// All events that were given to the publisher: sent or dropped.
+    #[must_use]
+    pub fn offered(&self) -> u64 {
+        self.sent + self.dropped()
     }
 }
 
@@ -128,11 +154,13 @@ struct Shared {
 struct Flow {
     sender: u64,
     sequence: AtomicU64,
-    bad_topic: AtomicU64,
+    invalid: AtomicU64,
     too_large: AtomicU64,
-    full: AtomicU64,
-    no_bus: AtomicU64,
-    other: AtomicU64,
+    would_block: AtomicU64,
+    no_buffer: AtomicU64,
+    refused: AtomicU64,
+    unreachable: AtomicU64,
+    failed: AtomicU64,
 }
 
 impl Publisher {
@@ -209,7 +237,7 @@ impl Publisher {
     #[must_use]
     pub fn stats(&self) -> PublisherStats {
         PublisherStats {
-            refused_frames: self.shared.link.refused(),
+            bounced: self.shared.link.bounced(),
             ..self.shared.flow.stats()
         }
     }
@@ -264,11 +292,13 @@ impl Flow {
         Self {
             sender,
             sequence: AtomicU64::new(0),
-            bad_topic: AtomicU64::new(0),
+            invalid: AtomicU64::new(0),
             too_large: AtomicU64::new(0),
-            full: AtomicU64::new(0),
-            no_bus: AtomicU64::new(0),
-            other: AtomicU64::new(0),
+            would_block: AtomicU64::new(0),
+            no_buffer: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+            unreachable: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
         }
     }
 
@@ -288,11 +318,13 @@ impl Flow {
     #[cold]
     fn count_dropped(&self, reason: PublishError, events: u64) {
         let count = match reason {
-            PublishError::BadTopic(_) => &self.bad_topic,
+            PublishError::Invalid(_) => &self.invalid,
             PublishError::TooLarge => &self.too_large,
-            PublishError::Full => &self.full,
-            PublishError::NoBus => &self.no_bus,
-            PublishError::Other(_) => &self.other,
+            PublishError::WouldBlock => &self.would_block,
+            PublishError::NoBuffer => &self.no_buffer,
+            PublishError::Refused => &self.refused,
+            PublishError::Unreachable => &self.unreachable,
+            PublishError::Failed(_) => &self.failed,
         };
         count.fetch_add(events, Ordering::Release);
     }
@@ -309,12 +341,14 @@ impl Flow {
     fn stats_without_sent(&self) -> PublisherStats {
         PublisherStats {
             sent: 0,
-            dropped_bad_topic: self.bad_topic.load(Ordering::Acquire),
-            dropped_too_large: self.too_large.load(Ordering::Acquire),
-            dropped_full: self.full.load(Ordering::Acquire),
-            dropped_no_bus: self.no_bus.load(Ordering::Acquire),
-            dropped_other: self.other.load(Ordering::Acquire),
-            refused_frames: 0,
+            invalid: self.invalid.load(Ordering::Acquire),
+            too_large: self.too_large.load(Ordering::Acquire),
+            would_block: self.would_block.load(Ordering::Acquire),
+            no_buffer: self.no_buffer.load(Ordering::Acquire),
+            refused: self.refused.load(Ordering::Acquire),
+            unreachable: self.unreachable.load(Ordering::Acquire),
+            failed: self.failed.load(Ordering::Acquire),
+            bounced: 0,
         }
     }
 }

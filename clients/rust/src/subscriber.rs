@@ -189,12 +189,12 @@ pub enum Item {
     Loss(Loss),
 }
 
-/// What a subscriber has seen since it began. No count ever falls.
+/// What a subscriber has seen since it began. No count but `awaited` ever falls.
 ///
-/// An event that is missing is awaited for 3 seconds, for datagrams overtake each
-/// other, and till there is nothing left to read; only then is it `lost`. So of the events that the bus sent or dropped
-/// for this subscriber, up to the newest stamp that came from it, each is
-/// `received`, `lost`, `dropped_by_bus` or still awaited. The bus tells what went
+/// An event that is missing is `awaited` for 3 seconds, for datagrams overtake each
+/// other, and till there is nothing left to read; only then is it `lost`. So of the
+/// events that the bus sent or dropped for this subscriber, up to the newest stamp
+/// that came from it, each is `received`, `lost`, `dropped_by_bus` or `awaited`. The bus tells what went
 /// after the newest event when it next renews the lease, 2 seconds later at most.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -208,6 +208,8 @@ pub struct SubscriberStats {
     /// Events that arrived again, or after they had been counted as lost. They are
     /// handed out all the same, and are not among `received`.
     pub duplicates: u64,
+    /// Events that are missing and may still come. This one count also falls.
+    pub awaited: u64,
     /// Datagrams that were malformed, another sender's, or answers to nothing asked.
     pub ignored_frames: u64,
     /// How often another run of the bus took over.
@@ -224,6 +226,7 @@ impl From<SubscriptionCounts> for SubscriberStats {
             lost: counts.flow.lost,
             dropped_by_bus: counts.flow.dropped,
             duplicates: counts.flow.duplicates,
+            awaited: counts.awaited,
             ignored_frames: counts.ignored_frames,
             bus_restarts: counts.bus_restarts,
             lapses: counts.lapses,
