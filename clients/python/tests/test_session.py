@@ -190,7 +190,7 @@ def test_events_of_a_foreign_sender_are_ignored() -> None:
     frame = bus_pb2.Frame(events=[bus_pb2.Event(topic="a.b")])
     assert subscriber.get(frame) == [], "without a stamp, even from the bus's address"
     assert subscriber.session.stats().received == 0
-    assert subscriber.session.stats().ignored == 2
+    assert subscriber.session.stats().ignored_frames == 2
 
 
 def test_events_before_the_lease_are_ignored_and_told_as_lost() -> None:
@@ -207,7 +207,7 @@ def test_what_is_no_frame_is_counted_and_ignored(datagram: bytes) -> None:
     subscriber = subscribed()
     for origin in Origin:
         assert subscriber.session.handle_datagram(subscriber.now, origin, datagram) == []
-    assert subscriber.session.stats().ignored == 2
+    assert subscriber.session.stats().ignored_frames == 2
     assert subscriber.session.held
 
 
@@ -222,7 +222,7 @@ def test_an_answer_with_another_nonce_is_ignored() -> None:
     assert not subscriber.session.held
     assert subscriber.session.refused is None
     assert subscriber.request() is None
-    assert subscriber.session.stats().ignored == 3
+    assert subscriber.session.stats().ignored_frames == 3
 
 
 def test_an_answer_from_another_address_is_ignored() -> None:
@@ -231,7 +231,7 @@ def test_an_answer_from_another_address_is_ignored() -> None:
     lease = bus_pb2.Lease(bus=BUS, lease_ms=LEASE_MS, cookie=b"c", nonce=NONCE)
     subscriber.get(bus_pb2.Frame(lease=lease), Origin.ELSEWHERE)
     assert not subscriber.session.held
-    assert subscriber.session.stats().ignored == 1
+    assert subscriber.session.stats().ignored_frames == 1
 
 
 @pytest.mark.parametrize("cookie", [b"", b"x" * 257])
@@ -431,7 +431,7 @@ def test_the_stamp_on_an_answer_that_is_not_believed_tells_nothing() -> None:
     subscriber = subscribed()
     subscriber.grant(at=(9, 0))
     assert subscriber.stats().lost == 0
-    assert subscriber.session.stats().ignored == 1
+    assert subscriber.session.stats().ignored_frames == 1
     subscriber.next_request()
     foreign = bus_pb2.Stamp(sender=BUS + 1, sequence=9)
     lease = bus_pb2.Lease(bus=BUS, lease_ms=LEASE_MS, cookie=b"c", nonce=NONCE)

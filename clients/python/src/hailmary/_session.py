@@ -77,7 +77,7 @@ class SubscriptionStats:
     bus_restarts: int = 0
     """How often a bus with another id granted the lease."""
 
-    ignored: int = 0
+    ignored_frames: int = 0
     """Datagrams that were no frame, or not of this subscription."""
 
 
@@ -88,7 +88,7 @@ class Session:
         self._ledger = Ledger()
         self._told = FlowCounts()
         self._lease = Lease(request, nonce, self._ledger, now)
-        self._ignored = 0
+        self._ignored_frames = 0
 
     @property
     def held(self) -> bool:
@@ -124,12 +124,12 @@ class Session:
         try:
             frame = bus_pb2.Frame.FromString(datagram)
         except NO_FRAME:
-            self._ignored += 1
+            self._ignored_frames += 1
             return []
         answered = origin is Origin.BUS and self._lease.handle_answer(now, frame)
         if self._is_of_flow(frame):
             return self._take_events(now, frame)
-        self._ignored += not answered
+        self._ignored_frames += not answered
         return []
 
     def handle_timeout(self, now: float) -> None:
@@ -159,7 +159,7 @@ class Session:
             awaited=self._ledger.awaited,
             lapses=self._lease.lapses,
             bus_restarts=self._lease.bus_restarts,
-            ignored=self._ignored,
+            ignored_frames=self._ignored_frames,
         )
 
     def _is_of_flow(self, frame: bus_pb2.Frame) -> bool:
