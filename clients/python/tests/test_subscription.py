@@ -14,9 +14,11 @@ import pytest
 from fake_bus import PATIENCE_SECONDS, FakeBus, fake_bus
 
 from hailmary import Event, Loss, Reason, Refused, Subscription, SubscriptionStats, subscribe
-from hailmary._address import Peer
+from hailmary._address import Peer, parse, resolve
 from hailmary._flow import WINDOW_SECONDS
+from hailmary._link import Link
 from hailmary._receiver import Receiver
+from hailmary._subscription import make_request
 from hailmary._wire import bus_pb2
 
 
@@ -295,14 +297,72 @@ def test_a_signal_handler_may_close_it(bus: FakeBus) -> None:
         signal.signal(signal.SIGALRM, previous)
 
 
-def test_a_child_leaves_the_parents_lease_alone(bus: FakeBus) -> None:
-    with subscribed(bus) as subscription:
+def test_a_child_leaves_the_parents_subscription_alone(bus: FakeBus) -> None:
+    future = begin(bus)
+    bus.grant(bus.receive().subscribe.nonce, lease_ms=300)
+    with future.result(PATIENCE_SECONDS) as subscription:
+        bus.send(b"1", b"2")
+        assert next(subscription).payload == b"1"
+        bus.send(b"3")
+        child = os.fork()
+        if child == 0:
+            # It says nothing, and takes nothing but its copy of what was received.
+            ended = subscription.closed and [event.payload for event in subscription] == [b"2"]
+            ended = ended and subscription.recv(timeout=0.5) is None
+            subscription.close()
+            os._exit(0 if ended else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        assert bus.receive_all() == []
+        assert [next(subscription).payload for _ in range(2)] == [b"2", b"3"]
+
+
+def test_a_child_leaves_the_parents_file_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.platform", "somewhere else")
+    with fake_bus(tmp_path / "bus.sock") as bus, subscribed(bus) as subscription:
         child = os.fork()
         if child == 0:
             subscription.close()
             os._exit(0)
         assert os.waitpid(child, 0)[1] == 0
-        assert bus.receive_all() == []
+        bus.send(b"1")
+        assert next(subscription).payload == b"1"
+
+
+def test_a_unix_bus_that_comes_back_under_its_path_is_followed(tmp_path: Path) -> None:
+    path = tmp_path / "bus.sock"
+    with fake_bus(path) as bus:
+        future = begin(bus)
+        bus.grant(bus.receive().subscribe.nonce, lease_ms=300)
+        subscription = future.result(PATIENCE_SECONDS)
+    while subscription.stats().lapses == 0:
+        assert subscription.recv(timeout=0.05) is None
+    with fake_bus(path) as bus, ThreadPoolExecutor(1) as pool:
+
+        def come_back() -> None:
+            bus.answer()
+            bus.answer()
+            bus.send(b"back")
+
+        back = pool.submit(come_back)
+        assert next(subscription).payload == b"back"
+        back.result()
+        subscription.close()
+
+
+def test_a_signal_handler_may_close_it_before_there_is_a_lease(bus: FakeBus) -> None:
+    address = parse(bus.address)
+    subscription: Subscription = Subscription(
+        Link(make_request((">",)), address, resolve(address)), False
+    )
+    previous = signal.signal(signal.SIGALRM, lambda number, frame: subscription.close())
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        subscription.await_lease(None)
+    finally:
+        signal.signal(signal.SIGALRM, previous)
+    assert list(subscription) == []
 
 
 def test_an_event_of_the_longest_datagram_arrives(bus: FakeBus) -> None:

@@ -13,10 +13,12 @@ What is published may be lost; every loss is counted. See `Publisher`,
 
 from ._event import Event, Loss
 from ._lease import Reason
+from ._link import Refused
 from ._ping import Pong
 from ._publisher import Publisher, PublisherStats
+from ._runner import Runner, RunnerStats, run
 from ._session import SubscriptionStats
-from ._subscription import Refused, Subscription, subscribe
+from ._subscription import Subscription, subscribe
 
 __all__ = [
     "Event",
@@ -26,7 +28,10 @@ __all__ = [
     "PublisherStats",
     "Reason",
     "Refused",
+    "Runner",
+    "RunnerStats",
     "Subscription",
     "SubscriptionStats",
+    "run",
     "subscribe",
 ]

@@ -11,7 +11,8 @@ import ipaddress
 import os
 import re
 import socket
-from typing import NamedTuple, Optional, Union
+from collections.abc import Iterable
+from typing import Any, NamedTuple, Optional, Union
 
 BUS_VARIABLE = "HAILMARY_BUS"
 """The environment variable that clients take their default address from."""
@@ -119,6 +120,11 @@ def resolve(address: Address) -> Peer:
     if isinstance(address, UnixAddress):
         return Peer(socket.AF_UNIX, address.path)
     found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_DGRAM)
+    return choose(address, found)
+
+
+def choose(address: UdpAddress, found: Iterable[tuple[Any, ...]]) -> Peer:
+    """The one of what `getaddrinfo` found; see `resolve`."""
     usable = [
         Peer(family, socket_address)
         for family, _, _, _, socket_address in found

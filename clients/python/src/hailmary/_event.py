@@ -37,7 +37,7 @@ class Loss:
     became known, before whatever comes next.
 
     It tells what was counted since the notice before it. Each missing event is
-    in one notice and in one of its two counts, so their sums over a subscription
+    in one notice and in one of its counts, so their sums over a subscription
     are the counts of the same names in its `SubscriptionStats`.
 
     What the bus dropped is told as soon as its stamps tell of it; what was lost
@@ -52,10 +52,14 @@ class Loss:
     dropped_by_bus: int
     """Events that the bus dropped itself. They are not among `lost`."""
 
+    dropped: int = 0
+    """Events that arrived and were then dropped on this side."""
+
     @property
     def events(self) -> int:
-        """Both together; at least 1."""
-        return self.lost + self.dropped_by_bus
+        """All together; at least 1."""
+        return self.lost + self.dropped_by_bus + self.dropped
 
     def __str__(self) -> str:
-        return f"{self.events} events lost, {self.dropped_by_bus} of them dropped by the bus"
+        here = f", {self.dropped} on this side" if self.dropped else ""
+        return f"{self.events} events lost, {self.dropped_by_bus} of them dropped by the bus{here}"

@@ -255,6 +255,16 @@ class Ledger:
         self._in_doubt = False
         self._ended_of_bus = FlowCounts()
         self._of_earlier_buses = FlowCounts()
+        self.dropped_here = 0
+        """Events that arrived and that this side then dropped, over all buses."""
+        self.dropped_here_of_bus = 0
+        """Of these, the present bus's."""
+
+    def drop_here(self, events: int) -> None:
+        """Counts events of the newest frame that found no room on this side.
+        They did arrive, so they are among the received ones too."""
+        self.dropped_here += events
+        self.dropped_here_of_bus += events
 
     def record(self, now: float, sequence: int, dropped: int, events: int) -> None:
         """Counts one frame of events."""
@@ -288,6 +298,7 @@ class Ledger:
         self._in_doubt = False
         self._of_earlier_buses = self._of_earlier_buses.plus(self._ended_of_bus)
         self._ended_of_bus = FlowCounts()
+        self.dropped_here_of_bus = 0
 
     def doubt_flow(self) -> None:
         """The bus may have begun the flow anew, and no stamp on an answer tells

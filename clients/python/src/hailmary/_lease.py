@@ -91,6 +91,8 @@ class Lease:
         self._until = 0.0
         self._unanswered = False
         self._retry_after = RETRY_SECONDS_MIN
+        self.requests_unheard = 0
+        """Requests since the bus last said anything."""
         self.transmit_at = now
         """When `poll_transmit` has something next; never, once it ended."""
         self.bus: Optional[int] = None
@@ -130,6 +132,7 @@ class Lease:
             self._end_lease(_Phase.ASKING)
         self.transmit_at = now + self._retry_after
         self._retry_after = min(2 * self._retry_after, RETRY_SECONDS_MAX)
+        self.requests_unheard += 1
         self._put_report()
         return padded(bus_pb2.Frame(subscribe=self._request))
 
@@ -146,6 +149,7 @@ class Lease:
             self._handle_refusal(now, frame.refusal.reason)
         else:
             return False
+        self.requests_unheard = 0
         return True
 
     def close(self) -> Optional[bytes]:
@@ -232,6 +236,7 @@ class Lease:
         # Sums of absurd stamps do not fit their fields.
         report.received = min(counts.received, _UINT64_MAX)
         report.lost = min(counts.lost, _UINT64_MAX)
+        report.dropped = min(self._ledger.dropped_here_of_bus, _UINT64_MAX)
 
 
 def padded(frame: bus_pb2.Frame) -> bytes:

@@ -3,6 +3,9 @@
 Owns the socket, its buffer and, for Unix, the address that a bus can answer to.
 It knows no frame. The socket is not connected: a bus answers from the address
 that it listens at, and sends events from another.
+
+A child after a fork has the same socket as its parent: what it took would be
+missing there. So there it is closed at once, which leaves it open in the parent.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import shutil
 import socket
 import sys
 import tempfile
+import weakref
 from typing import Optional
 
 from ._address import Peer
@@ -42,6 +46,7 @@ class Receiver:
         except BaseException:
             self.close()
             raise
+        _receivers.add(self)
 
     @property
     def closed(self) -> bool:
@@ -69,13 +74,20 @@ class Receiver:
             return None
         return datagram, self._origin(source)
 
-    def wait(self, seconds: float) -> None:
-        """Till a datagram is there, the time is over, or the socket is closed."""
-        if self.closed:
-            return
-        poll = select.poll()
-        poll.register(self._socket, select.POLLIN)
-        poll.poll(max(0.0, seconds) * 1000)
+    def wait(self, seconds: float, *also: socket.socket) -> None:
+        """Till a datagram is there, the time is over, or a signal handler closed
+        the socket; also till another socket has something."""
+        wait_for(seconds, self._socket, *also)
+
+    def fileno(self) -> int:
+        """The socket's descriptor, for an event loop."""
+        return self._socket.fileno()
+
+    def redirect(self, peer: Optional[Peer]) -> None:
+        """From now on the bus is there; nothing is where it was. It is of the
+        same family as before."""
+        if peer is not None:
+            self._peer = peer
 
     def close(self) -> None:
         """Closes the socket and takes its file away, if it has one."""
@@ -83,6 +95,12 @@ class Receiver:
         if self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)
             self._directory = None
+
+    def abandon(self) -> None:
+        """In a child: leaves the socket and its file to the parent."""
+        self._directory = None
+        with contextlib.suppress(OSError):
+            self._socket.close()
 
     def _prepare(self) -> None:
         self._socket.setblocking(False)
@@ -112,3 +130,27 @@ class Receiver:
             return Origin.BUS
         same = isinstance(source, tuple) and source[:2] == tuple(self._peer.address)[:2]
         return Origin.BUS if same else Origin.ELSEWHERE
+
+
+def wait_for(seconds: float, *sockets: socket.socket) -> None:
+    """Till one of them has something, is closed, or the time is over."""
+    poll = select.poll()
+    for each in sockets:
+        try:
+            poll.register(each, select.POLLIN)
+        except ValueError:
+            # A signal handler closed it just now.
+            return
+    poll.poll(max(0.0, seconds) * 1000)
+
+
+# Those that a child must leave to its parent.
+_receivers: weakref.WeakSet[Receiver] = weakref.WeakSet()
+
+
+def _abandon_all() -> None:
+    for receiver in list(_receivers):
+        receiver.abandon()
+
+
+os.register_at_fork(after_in_child=_abandon_all)

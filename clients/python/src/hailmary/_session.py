@@ -31,6 +31,11 @@ from ._wire import bus_pb2
 NO_FRAME = (DecodeError, UnicodeDecodeError, RecursionError)
 
 
+UNHEARD_REQUESTS = 3
+"""Without a lease, a bus that leaves so many requests in a row unanswered is
+silent: one or two may get lost."""
+
+
 class Origin(enum.Enum):
     """Where a datagram came from."""
 
@@ -53,12 +58,17 @@ class SubscriptionStats:
 
     lost: int = 0
     """Events that the bus sent and that did not arrive: lost in the network, or
-    in this socket's buffer while the iterator was not advanced. Told by stamps
+    in this socket's full buffer, while nobody took from it. Told by stamps
     that arrived later, once the events have been awaited for 3 seconds."""
 
     dropped_by_bus: int = 0
     """Events that the bus dropped itself: by a limit, a sample, a full buffer.
     They are not among `lost`."""
+
+    dropped: int = 0
+    """Events that arrived and were then dropped on this side, since so many
+    waited to be handled. They are among `received`. None with the synchronous
+    iterator, which leaves what it does not take in the socket's buffer."""
 
     duplicates: int = 0
     """Events that arrived again, or after they had been counted as lost. They
@@ -87,6 +97,7 @@ class Session:
     def __init__(self, request: bus_pb2.Subscribe, nonce: int, now: float) -> None:
         self._ledger = Ledger()
         self._told = FlowCounts()
+        self._told_dropped_here = 0
         self._lease = Lease(request, nonce, self._ledger, now)
         self._ignored_frames = 0
 
@@ -104,6 +115,11 @@ class Session:
     def refused(self) -> Optional[Reason]:
         """Why the bus refused for good; nothing more will come."""
         return self._lease.refused
+
+    @property
+    def silent(self) -> bool:
+        """Whether there is no lease and the bus leaves requests unanswered."""
+        return not self.held and self._lease.requests_unheard >= UNHEARD_REQUESTS
 
     @property
     def transmit_at(self) -> float:
@@ -139,12 +155,19 @@ class Session:
         else:
             self._ledger.settle(now)
 
+    def drop(self, events: int) -> None:
+        """Counts events of the newest datagram that there was no room for."""
+        self._ledger.drop_here(events)
+
     def poll_loss(self) -> Optional[Loss]:
         """What was counted as lost or dropped since the last call, if there is any."""
         total, told = self._ledger.total(), self._told
-        self._told = total
+        here = self._ledger.dropped_here - self._told_dropped_here
         lost, dropped = total.lost - told.lost, total.dropped - told.dropped
-        return Loss(lost, dropped) if lost or dropped else None
+        if not (lost or dropped or here):
+            return None
+        self._told, self._told_dropped_here = total, self._ledger.dropped_here
+        return Loss(lost, dropped, here)
 
     def close(self) -> Optional[bytes]:
         """Ends it; what it returns is to be sent once."""
@@ -154,8 +177,13 @@ class Session:
         """The counts so far."""
         if self._lease.ended:
             self._ledger.settle_all()
+        received, lost, dropped_by_bus, duplicates = self._ledger.total()
         return SubscriptionStats(
-            *self._ledger.total(),
+            received=received,
+            lost=lost,
+            dropped_by_bus=dropped_by_bus,
+            dropped=self._ledger.dropped_here,
+            duplicates=duplicates,
             awaited=self._ledger.awaited,
             lapses=self._lease.lapses,
             bus_restarts=self._lease.bus_restarts,

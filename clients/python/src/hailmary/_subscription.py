@@ -1,16 +1,14 @@
 """Subscribes at a bus and hands its events over, one after the other.
 
-Owns what the caller sees: the arguments, the iterator, the errors. What is said
-to the bus is in `_lease`, what is counted in `_flow`, the socket in `_receiver`.
-All of it happens in the thread that asks for the next event.
+Owns what the caller sees: the arguments and the iterator. What is said to the bus
+is in `_lease`, what is counted in `_flow`, the socket in `_receiver`. All of it
+happens in the thread that asks for the next event.
 """
 
 from __future__ import annotations
 
 import math
-import os
 import re
-import secrets
 import time
 from collections import deque
 from types import TracebackType
@@ -18,9 +16,8 @@ from typing import TYPE_CHECKING, Generic, Literal, Optional, Union, cast, overl
 
 from ._address import parse, resolve
 from ._event import Event, Loss
-from ._lease import Reason
-from ._receiver import Receiver
-from ._session import Session, SubscriptionStats
+from ._link import Link, Refused
+from ._session import SubscriptionStats
 from ._topic import check_pattern
 from ._wire import bus_pb2
 
@@ -46,15 +43,6 @@ _REQUEST_BYTES_MAX = 65_000
 # bus's answers do not hide events behind them, and a flood of strangers'
 # datagrams does not hold the caller.
 _OVERTIME_DATAGRAMS_MAX = 64
-
-
-class Refused(Exception):
-    """The bus refuses the subscription, and asking again would not help."""
-
-    def __init__(self, reason: Reason) -> None:
-        super().__init__(reason.value)
-        self.reason = reason
-        """Why."""
 
 
 @overload
@@ -105,7 +93,9 @@ def subscribe(
     is for this subscription. A bus that is not there yet is waited for: for
     ever, or for `timeout` seconds.
 
-    - `address`: as for `Publisher`; a name is looked up once, here.
+    - `address`: as for `Publisher`. A name is looked up here, and again, by a
+      thread apart, while there is no lease and the bus does not answer: at most
+      every 10 seconds.
     - `name`: what the bus's metrics call the subscriber, `[A-Za-z0-9._-]{1,64}`.
     - `group`: of the members of a group that want an event's topic, one gets the
       event: with a key always the same one while the members stay, chosen by
@@ -126,13 +116,14 @@ def subscribe(
     `Refused` if it refuses, `TimeoutError` if there is no lease in time, and
     `OSError` if the name has no address or the system no socket.
     """
-    request = _request(
+    request = make_request(
         patterns, name, group, sample, events_per_second, lease_ms, max_frame_bytes
     )
-    receiver = Receiver(resolve(parse(address)))
-    subscription: Subscription[Union[Event, Loss]] = Subscription(request, receiver, notices)
+    bus = parse(address)
+    link = Link(request, bus, resolve(bus))
+    subscription: Subscription[Union[Event, Loss]] = Subscription(link, notices)
     try:
-        subscription._await_lease(timeout)
+        subscription.await_lease(timeout)
     except BaseException:
         subscription.close()
         raise
@@ -154,18 +145,16 @@ class Subscription(Generic[Item]):
     what is still in the socket, and goes on with what comes.
 
     It belongs to one thread and to the process that made it. A signal handler
-    of that thread may `close()` it, which ends the iteration.
+    of that thread may `close()` it, which ends the iteration. In a child after a
+    fork it is closed, and the parent's goes on as if nothing had happened.
     """
 
-    def __init__(
-        self, request: bus_pb2.Subscribe, receiver: Receiver, notices: bool
-    ) -> None:
-        self._session = Session(request, secrets.randbits(64), time.monotonic())
-        self._receiver = receiver
+    def __init__(self, link: Link, notices: bool) -> None:
+        self._link = link
+        self._session = link.session
         self._notices = notices
         # One datagram's events, behind the loss that it told of.
         self._ready: deque[Item] = deque()
-        self._process = os.getpid()
 
     def recv(self, timeout: Optional[float] = None) -> Optional[Item]:
         """The next event or notice; `None` if none came within `timeout`
@@ -175,11 +164,11 @@ class Subscription(Generic[Item]):
         """
         if self._ready and time.monotonic() < self._session.transmit_at:
             return self._ready.popleft()
-        give_up_at = _deadline(timeout)
+        give_up_at = deadline(timeout)
         overtime = 0
         while True:
             now = time.monotonic()
-            self._transmit(now)
+            self._link.transmit(now)
             if self._ready:
                 return self._ready.popleft()
             if overtime > _OVERTIME_DATAGRAMS_MAX:
@@ -198,7 +187,7 @@ class Subscription(Generic[Item]):
     @property
     def closed(self) -> bool:
         """Whether it was closed, or refused by the bus."""
-        return self._receiver.closed
+        return self._link.closed
 
     def stats(self) -> SubscriptionStats:
         """The counts so far. Of `received` and `duplicates`, at most one
@@ -208,13 +197,7 @@ class Subscription(Generic[Item]):
     def close(self) -> None:
         """Ends the subscription and tells the bus. Events that were received
         and not yet handed over still are."""
-        if self.closed:
-            return
-        farewell = self._session.close()
-        # In a child after a fork, the subscription is still the parent's.
-        if farewell is not None and self._process == os.getpid():
-            self._receiver.send(farewell)
-        self._receiver.close()
+        self._link.close()
 
     def __iter__(self) -> Subscription[Item]:
         return self
@@ -236,43 +219,32 @@ class Subscription(Generic[Item]):
     ) -> None:
         self.close()
 
-    def _await_lease(self, timeout: Optional[float]) -> None:
-        give_up_at = _deadline(timeout)
-        while not self._session.held:
+    def await_lease(self, timeout: Optional[float]) -> None:
+        """Till the bus has granted the first lease, or a signal handler has
+        closed the subscription. Raises as `subscribe()` does."""
+        give_up_at = deadline(timeout)
+        while not (self._session.held or self.closed):
             now = time.monotonic()
-            self._transmit(now)
+            self._link.transmit(now)
             received = self._receive(now)
             if now >= give_up_at and not self._session.held:
-                raise TimeoutError(self._why_no_lease())
+                raise TimeoutError(self._link.why_no_lease())
             if not received:
                 self._wait(give_up_at, now)
 
     def _wait(self, give_up_at: float, now: float) -> None:
-        self._receiver.wait(min(give_up_at, self._session.wake_at) - now)
-
-    def _why_no_lease(self) -> str:
-        if self._session.refusal is not None:
-            return self._session.refusal.value
-        unsent = self._receiver.unsent
-        return "no answer from the bus" + (f" (not sent: {unsent})" if unsent else "")
-
-    def _transmit(self, now: float) -> None:
-        if now >= self._session.transmit_at:
-            request = self._session.poll_transmit(now)
-            if request is not None:
-                self._receiver.send(request)
+        self._link.receiver.wait(min(give_up_at, self._session.wake_at) - now)
 
     def _receive(self, now: float) -> bool:
         """Takes one datagram from the socket; says whether there was one."""
-        received = self._receiver.receive()
-        if received is None:
-            return False
-        datagram, origin = received
-        self._take_in(self._session.handle_datagram(now, origin, datagram))
-        reason = self._session.refused
-        if reason is not None:
+        try:
+            events = self._link.receive(now)
+        except Refused:
             self.close()
-            raise Refused(reason)
+            raise
+        if events is None:
+            return False
+        self._take_in(events)
         return True
 
     def _take_in(self, events: list[Event]) -> None:
@@ -283,19 +255,21 @@ class Subscription(Generic[Item]):
         self._ready.extend(cast("list[Item]", events))
 
 
-def _deadline(timeout: Optional[float]) -> float:
+def deadline(timeout: Optional[float]) -> float:
+    """When a wait of so many seconds is over; never for `None`."""
     return math.inf if timeout is None else time.monotonic() + timeout
 
 
-def _request(
+def make_request(
     patterns: tuple[str, ...],
-    name: str,
-    group: str,
-    sample: float,
-    events_per_second: int,
-    lease_ms: int,
-    max_frame_bytes: int,
+    name: str = "",
+    group: str = "",
+    sample: float = 0.0,
+    events_per_second: int = 0,
+    lease_ms: int = 0,
+    max_frame_bytes: int = 0,
 ) -> bus_pb2.Subscribe:
+    """The first request. Raises as `subscribe()` does for what a bus would refuse."""
     if not patterns:
         raise ValueError("subscribe() needs a pattern; '>' stands for every topic")
     for pattern in patterns:
