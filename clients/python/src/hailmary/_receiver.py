@@ -11,6 +11,7 @@ missing there. So there it is closed at once, which leaves it open in the parent
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import select
@@ -27,6 +28,10 @@ from ._session import Origin
 # What is asked for; the kernel grants what its limits allow. The default holds
 # few datagrams (see socket(7), SO_RCVBUF), and what does not fit is lost.
 _BUFFER_BYTES = 4 * 1024 * 1024
+
+# The descriptor is no longer this socket: something else in the process closed it,
+# and may have given the number to something else.
+_NOT_OURS = (errno.EBADF, errno.ENOTSOCK)
 
 # No datagram is longer.
 _DATAGRAM_BYTES_MAX = 65_535
@@ -68,7 +73,11 @@ class Receiver:
             datagram, source = self._socket.recvfrom(_DATAGRAM_BYTES_MAX)
         except BlockingIOError:
             return None
-        except OSError:
+        except OSError as error:
+            if error.errno in _NOT_OURS and not self.closed:
+                # Nothing will ever come, and waiting for it would turn in a circle.
+                self._socket.detach()
+                raise
             # An error of an earlier request that the network sent back, or a
             # signal handler closed the socket. Neither is a datagram.
             return None

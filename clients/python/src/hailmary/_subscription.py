@@ -160,7 +160,9 @@ class Subscription(Generic[Item]):
         """The next event or notice; `None` if none came within `timeout`
         seconds, or the subscription is closed. Waits for ever by default.
 
-        Raises `Refused` if the bus no longer allows the subscription.
+        Raises `Refused` if the bus no longer allows the subscription, and
+        `OSError` if something else in the process closed its socket, once; it is
+        closed then.
         """
         if self._ready and time.monotonic() < self._session.transmit_at:
             return self._ready.popleft()
