@@ -18,8 +18,8 @@ PATIENCE_SECONDS = 20.0
 # The first run of a bus; each later one has the next number.
 FIRST_ID = 7277
 
-# What fills a bus's queue, and is no publisher's.
-FILLER = bus_pb2.Frame(padding=bytes(1000)).SerializeToString()
+# What fills a bus's queue, to the last place, and is no publisher's.
+FILLERS = [bus_pb2.Frame(padding=bytes(size)).SerializeToString() for size in (1000, 1)]
 
 LEASE_MS = 30_000
 
@@ -177,8 +177,9 @@ class Sockets:
             self._fill_unix()
             return
         self._ingress.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
-        for _ in range(100):
-            self.egress.sendto(FILLER, ("127.0.0.1", self._port))
+        for filler in FILLERS:
+            for _ in range(50):
+                self.egress.sendto(filler, ("127.0.0.1", self._port))
 
     def read(self) -> Optional[tuple[bus_pb2.Frame, Any]]:
         """The next frame in its queue and who sent it, if there is one."""
@@ -187,7 +188,7 @@ class Sockets:
                 datagram, source = self._ingress.recvfrom(65_536)
             except BlockingIOError:
                 return None
-            if datagram != FILLER:
+            if datagram not in FILLERS:
                 return bus_pb2.Frame.FromString(datagram), source
         return None
 
@@ -218,7 +219,7 @@ class Sockets:
     def _fill_unix(self) -> None:
         with contextlib.suppress(BlockingIOError):
             while True:
-                self.egress.sendto(FILLER, str(self._path))
+                self.egress.sendto(FILLERS[-1], str(self._path))
 
 
 Count = Union[int, dict[str, int]]

@@ -144,7 +144,6 @@ class PublisherWorld:
         self._sockets.move()
 
     def do_bus_full(self) -> None:
-        self.do_bus_reads()
         self._sockets.fill()
 
     def do_bus_reads(self) -> None:
@@ -154,7 +153,10 @@ class PublisherWorld:
     def do_publish(self, events: int = 1, wall_clock_unix_nano: Optional[str] = None) -> None:
         with self._monkeypatch.context() as patch:
             if wall_clock_unix_nano is not None:
-                patch.setattr("time.time_ns", lambda: int(wall_clock_unix_nano))
+                unix_nano = int(wall_clock_unix_nano)
+                patch.setattr("time.time_ns", lambda: unix_nano)
+                # Where the function was taken from its module once and for all.
+                patch.setattr("hailmary._publisher.time_ns", lambda: unix_nano, raising=False)
             for _ in range(events):
                 self._publish("a.b", b"payload")
 
