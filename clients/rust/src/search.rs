@@ -4,7 +4,7 @@
 //! server, which ends with its answer. One look-up at a time; a subscriber that is
 //! dropped leaves it to end by itself.
 
-use std::sync::mpsc::{Receiver, TryRecvError, channel};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crate::address::{Address, Target};
@@ -24,7 +24,8 @@ pub(crate) struct Search {
     address: Address,
     target: Target,
     due: Duration,
-    pending: Option<Receiver<Option<Target>>>,
+    /// What the thread under way, which holds the other half, will have found.
+    pending: Option<Arc<OnceLock<Option<Target>>>>,
     look_up: LookUp,
 }
 
@@ -47,13 +48,12 @@ impl Search {
             return None;
         };
         if let Some(pending) = &self.pending {
-            return match pending.try_recv() {
-                Err(TryRecvError::Empty) => None,
-                answer => {
-                    self.pending = None;
-                    answer.ok().flatten()
-                }
-            };
+            let is_under_way = Arc::strong_count(pending) > 1;
+            let found = pending.get().cloned().flatten();
+            if found.is_some() || !is_under_way {
+                self.pending = None;
+            }
+            return found;
         }
         if self.address.is_name() && now >= self.due.max(silent_since.saturating_add(SILENCE_MIN)) {
             self.due = now.saturating_add(INTERVAL);
@@ -69,15 +69,16 @@ impl Search {
 
     /// Where there is no thread to be had, it is tried again at the next time.
     fn begin(&mut self) {
-        let (sender, receiver) = channel();
+        let place = Arc::new(OnceLock::new());
+        let pending = Arc::clone(&place);
         let (address, target) = (self.address.clone(), self.target.clone());
         let look_up = self.look_up;
         let thread = std::thread::Builder::new().name("hailmary-lookup".to_owned());
         let spawned = thread.spawn(move || {
-            // Nobody waits for it any more if the bus is back.
-            let _ = sender.send(look_up(&address, &target));
+            // The place is this thread's alone to fill.
+            let _ = place.set(look_up(&address, &target));
         });
-        self.pending = spawned.is_ok().then_some(receiver);
+        self.pending = spawned.is_ok().then_some(pending);
     }
 
     /// For tests: asks this instead of a name server.

@@ -13,17 +13,22 @@ use std::os::fd::{AsRawFd, RawFd};
 use common::StandIn;
 use hailmary_client::{Event, PublishError, Publisher};
 
-fn descriptors() -> BTreeSet<RawFd> {
+/// The numbers of this process's sockets.
+fn sockets() -> BTreeSet<RawFd> {
     let entries = std::fs::read_dir("/proc/self/fd").unwrap();
-    let number = |entry: std::fs::DirEntry| entry.file_name().to_str().unwrap().parse().unwrap();
-    entries.map(|entry| number(entry.unwrap())).collect()
+    let number = |entry: std::fs::DirEntry| {
+        let what = std::fs::read_link(entry.path()).ok()?;
+        let is_socket = what.to_str()?.starts_with("socket:");
+        is_socket.then(|| entry.file_name().to_str().unwrap().parse().unwrap())
+    };
+    entries.filter_map(|entry| number(entry.unwrap())).collect()
 }
 
 /// A publisher that has published, and the number of its socket.
 fn open(bus: &StandIn) -> (Publisher, RawFd) {
-    let before = descriptors();
+    let before = sockets();
     let publisher = Publisher::connect(&bus.address()).unwrap();
-    let after = descriptors();
+    let after = sockets();
     let mut new = after.difference(&before);
     let number = *new.next().unwrap();
     publisher.publish("a", "");
