@@ -12,6 +12,7 @@ mod logs {
     use std::sync::{Arc, Mutex};
 
     use hailmary_client::{Event, Publisher};
+    use tracing_subscriber::util::SubscriberInitExt;
 
     #[derive(Clone, Default)]
     struct Lines(Arc<Mutex<Vec<u8>>>);
@@ -34,7 +35,9 @@ mod logs {
             .with_ansi(false)
             .with_writer(move || writer.clone())
             .finish();
-        tracing::subscriber::with_default(subscriber, run);
+        let default = subscriber.set_default();
+        run();
+        drop(default);
         let bytes = lines.0.lock().unwrap().clone();
         let text = String::from_utf8(bytes).unwrap();
         text.lines().map(|line| line.trim().to_owned()).collect()
