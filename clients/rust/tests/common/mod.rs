@@ -46,6 +46,14 @@ impl StandIn {
         (v1::Frame::decode(&buffer[..bytes]).unwrap(), from)
     }
 
+    /// Whether nothing waits to be read.
+    pub fn is_empty(&self) -> bool {
+        self.socket.set_nonblocking(true).unwrap();
+        let is_empty = self.socket.peek(&mut [0]).is_err();
+        self.socket.set_nonblocking(false).unwrap();
+        is_empty
+    }
+
     pub fn receive_subscribe(&self) -> (v1::Subscribe, SocketAddr) {
         match self.receive() {
             (
