@@ -46,6 +46,9 @@ Way = Union[str, dict[str, int]]
 
 CASES: list[Case] = load("faults.json")
 
+if sys.platform != "linux":
+    pytest.skip("the counts are those of Linux", allow_module_level=True)
+
 # No step makes a client talk more often without time passing.
 EXCHANGES_MAX = 100
 
@@ -60,14 +63,8 @@ def cases(side: str) -> list[Any]:
         pytest.param(case, over, id=f"{case['name']}, over {over}")
         for case in CASES
         if case["side"] == side and "python" not in case.get("not_for", {})
-        for over in case.get("over", ["udp"])
+        for over in case["over"]
     ]
-
-
-def expected(case: Case, what: str) -> Any:
-    """What is to come of a case: of this client, where clients differ."""
-    own = case.get("differs", {}).get("python", {})
-    return own.get(what, case.get(what))
 
 
 def run_steps(world: Any, steps: list[Case]) -> None:
@@ -90,8 +87,7 @@ def test_all_cases_are_of_a_side_that_is_run() -> None:
     sides = {"publisher", "subscriber", "command", "program"}
     assert {case["side"] for case in CASES} == sides
     for case in CASES:
-        fates = {*case.get("not_for", {}), *case.get("differs", {})}
-        assert fates <= {"python", "rust"}, case["name"]
+        assert case.get("not_for", {}).keys() < {"python", "rust"}, case["name"]
 
 
 # Publishers
@@ -105,8 +101,8 @@ def test_publisher(
         world = PublisherWorld(Sockets(over, tmp_path), cleanup, monkeypatch)
         run_steps(world, case["steps"])
         world.do_bus_reads()
-        world.do_stats(expected(case, "stats"))
-        world.check_frames(expected(case, "frames"))
+        world.do_stats(case["stats"])
+        world.check_frames(case["frames"])
 
 
 class PublisherWorld:
@@ -278,10 +274,9 @@ def test_subscriber(case: Case, over: str, tmp_path: Path) -> None:
         driver = SessionDriver() if over == "session" else SocketDriver(over, tmp_path, cleanup)
         world = SubscriberWorld(driver)
         run_steps(world, case["steps"])
-        world.do_stats(expected(case, "stats"))
+        world.do_stats(case["stats"])
         if over == "session":
-            told = expected(case, "requests")
-            assert told is None or driver.requests == unfolded(told)
+            assert driver.requests == unfolded(case["requests"])
 
 
 def unfolded(requests: list[str]) -> list[str]:
@@ -620,9 +615,9 @@ class CommandWorld:
 
 
 # Fewer datagrams than the bus's socket holds whatever the kernel grants it.
-BURST_EVENTS = 50
+BURST_PUBLISHERS = 50
 
-# A program, its libraries and the publishers' sockets.
+# What the test itself has open, at most.
 DESCRIPTORS_ASIDE = 200
 
 
@@ -653,19 +648,15 @@ def publish_in_turn(count: int, address: str, pacer: Publisher) -> None:
             closing.enter_context(Publisher(address, on_error="drop")) for _ in range(count)
         ]
         for round_topics in (["a.b"], ["a..b", "a.b"]):
-            for at, publisher in enumerate(publishers):
-                for topic in round_topics:
-                    publisher.publish(topic, b"payload")
-                if at % BURST_EVENTS == 0:
-                    assert pacer.ping(PATIENCE_SECONDS) is not None
-            # The last ones have come, too.
-            assert pacer.ping(PATIENCE_SECONDS) is not None
+            for first in range(0, count, BURST_PUBLISHERS):
+                for publisher in publishers[first : first + BURST_PUBLISHERS]:
+                    for topic in round_topics:
+                        publisher.publish(topic, b"payload")
+                # Till the bus has read them all.
+                assert pacer.ping(PATIENCE_SECONDS) is not None
         for publisher in publishers:
-            assert counts_of(publisher.stats()) == {
-                **dict.fromkeys(counts_of(publisher.stats()), 0),
-                "sent": 2,
-                "invalid": 1,
-            }
+            stats = publisher.stats()
+            assert (stats.sent, stats.invalid, stats.dropped) == (2, 1, 1)
 
 
 def allow_descriptors(count: int, cleanup: contextlib.ExitStack) -> None:

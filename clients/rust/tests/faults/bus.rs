@@ -129,7 +129,7 @@ impl Script {
 
     /// A frame of so many events.
     pub(crate) fn events(&mut self, count: u64) -> Vec<u8> {
-        let event = |at| v1::Event {
+        let event = |at: u64| v1::Event {
             topic: "a.b".to_owned(),
             payload: ((self.sequence + at) % 10).to_string().into_bytes(),
             ..v1::Event::default()
@@ -240,7 +240,6 @@ impl Socket {
 
 /// Where a bus is: at a UDP port, or at a path that is a link to its socket. It may be
 /// there or not, and clients have one address all the while.
-#[derive(Debug)]
 pub(crate) struct Sockets {
     /// Where the link is; none over UDP.
     link: Option<SocketPath>,

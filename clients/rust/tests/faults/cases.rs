@@ -53,7 +53,8 @@ pub(crate) struct SubscriberCase {
     not_for: BTreeMap<String, String>,
     pub(crate) steps: Vec<SubscriberStep>,
     pub(crate) stats: Counts,
-    pub(crate) requests: Option<Vec<String>>,
+    #[serde(default)]
+    pub(crate) requests: Vec<String>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -29,6 +29,10 @@ use std::process::ExitCode;
 use cases::Case;
 
 fn main() -> ExitCode {
+    if !cfg!(target_os = "linux") {
+        println!("not run: the counts are those of Linux");
+        return ExitCode::SUCCESS;
+    }
     let filter = std::env::args().skip(1).find(|text| !text.starts_with('-'));
     let mut has_failed = false;
     for case in cases::load() {

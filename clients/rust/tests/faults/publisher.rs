@@ -180,7 +180,10 @@ fn check_frames(frames: &[v1::Frame], wanted: &[Row]) {
         if !senders.contains(&stamp.sender) {
             senders.push(stamp.sender);
         }
-        let letter = senders.iter().zip('a'..).find(|(sender, _)| **sender == stamp.sender);
+        let letter = senders
+            .iter()
+            .zip('a'..)
+            .find(|(sender, _)| **sender == stamp.sender);
         let (sender, sequence, dropped, events) = match row {
             Row::Timed(sender, sequence, dropped, events, time) => {
                 assert_eq!(frame.events[0].time_unix_nano.to_string(), *time);
@@ -191,6 +194,9 @@ fn check_frames(frames: &[v1::Frame], wanted: &[Row]) {
         assert_eq!(letter.unwrap().1, *sender, "{frames:?}");
         assert!(sequence.is_met_by(stamp.sequence), "{row:?}: {frames:?}");
         assert!(dropped.is_met_by(stamp.dropped), "{row:?}: {frames:?}");
-        assert!(events.is_met_by(frame.events.len() as u64), "{row:?}: {frames:?}");
+        assert!(
+            events.is_met_by(frame.events.len() as u64),
+            "{row:?}: {frames:?}"
+        );
     }
 }

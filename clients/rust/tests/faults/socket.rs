@@ -38,7 +38,9 @@ impl SocketDriver {
     }
 
     fn stats(&self) -> SubscriberStats {
-        self.subscriber.as_ref().map_or(self.last, Subscriber::stats)
+        self.subscriber
+            .as_ref()
+            .map_or(self.last, Subscriber::stats)
     }
 
     /// Takes what is there, and renews what is due.
