@@ -40,6 +40,13 @@ impl StandIn {
             .unwrap()
     }
 
+    pub fn receive_bytes(&self) -> Vec<u8> {
+        let mut buffer = vec![0; 65_536];
+        let bytes = self.socket.recv(&mut buffer).unwrap();
+        buffer.truncate(bytes);
+        buffer
+    }
+
     pub fn receive(&self) -> (v1::Frame, SocketAddr) {
         let mut buffer = vec![0; 65_536];
         let (bytes, from) = self.socket.recv_from(&mut buffer).unwrap();
