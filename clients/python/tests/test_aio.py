@@ -477,6 +477,22 @@ def test_a_bus_that_is_gone_leaves_nothing_but_what_closing_ends(
     run(main)
 
 
+def test_a_socket_that_another_closed_is_told_once(
+    bus: FakeBus, run: Callable[[Main], None]
+) -> None:
+    async def main() -> None:
+        async with subscribed(bus, lease_ms=300) as subscription:
+            assert subscription._feed is not None
+            os.close(subscription._feed.endpoint.receiver.fileno())
+            with pytest.raises(OSError):
+                await subscription.recv()
+            assert subscription.closed
+            assert await subscription.recv() is None
+            await nothing_is_left()
+
+    run(main)
+
+
 def test_a_refusal_is_raised_once(bus: FakeBus, run: Callable[[Main], None]) -> None:
     async def main() -> None:
         refused = asyncio.ensure_future(
@@ -567,10 +583,11 @@ def test_the_loop_turns_while_a_name_is_looked_up(
     run(main)
 
 
-def test_a_name_without_an_address_is_told(run: Callable[[Main], None]) -> None:
+@pytest.mark.parametrize("name", ["bus.invalid", "bus..example", "x" * 64])
+def test_a_name_without_an_address_is_told(run: Callable[[Main], None], name: str) -> None:
     async def main() -> None:
         with pytest.raises(OSError):
-            async with aio.subscribe(">", address="bus.invalid:1"):
+            async with aio.subscribe(">", address=f"{name}:1"):
                 raise AssertionError
 
     run(main)

@@ -50,7 +50,7 @@ def start() -> Iterator[Callable[..., Runner]]:
 
     yield start
     for runner in runners:
-        assert runner.stop(timeout=0)
+        assert runner.stop()
     assert threading.active_count() == before
 
 
@@ -197,7 +197,8 @@ def test_stopping_gives_up_in_time_what_takes_too_long(bus: FakeBus, start: Star
     bus.send(*[b"1"] * 500)
     wait_until(lambda: runner.stats().handled > 2)
     began = time.monotonic()
-    assert runner.stop(timeout=0.1)
+    runner.stop(timeout=0.1)
+    assert runner.stop()
     assert time.monotonic() - began < PATIENCE_SECONDS / 2
     stats = runner.stats()
     assert stats.received == 500 == stats.handled + stats.dropped
@@ -274,6 +275,18 @@ def test_starting_tells_a_refusal(bus: FakeBus) -> None:
     assert runner.stop()
 
 
+def test_a_socket_that_another_closed_is_told(
+    bus: FakeBus, start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    runner = start(bus, lambda event: None, lease_ms=300)
+    assert runner._endpoint is not None
+    os.close(runner._endpoint.receiver.fileno())
+    with pytest.raises(OSError):
+        runner.wait(PATIENCE_SECONDS)
+    assert runner.stop()
+    assert "the subscription ends" in caplog.text
+
+
 def test_starting_does_not_wait_for_a_bus(tmp_path: Path) -> None:
     path = tmp_path / "bus.sock"
     came = threading.Event()
@@ -305,8 +318,8 @@ def test_losses_are_told_to_the_handler_where_asked_for(bus: FakeBus, start: Sta
     bus.send(b"1")
     wait_until(lambda: len(came) == 2)
     assert runner.stop()
-    losses = [item for item in came if isinstance(item, Loss)]
-    assert losses == [Loss(0, 3), Loss(2, 0)]
+    assert [came[0], came[2]] == [Loss(0, 3), Loss(2, 0)]
+    assert isinstance(came[1], Event)
     stats = runner.stats()
     assert (stats.lost, stats.dropped_by_bus, stats.handled) == (2, 3, 1)
 

@@ -16,7 +16,7 @@ from fake_bus import PATIENCE_SECONDS, FakeBus, fake_bus
 from hailmary import Event, Loss, Reason, Refused, Subscription, SubscriptionStats, subscribe
 from hailmary._address import Peer, parse, resolve
 from hailmary._flow import WINDOW_SECONDS
-from hailmary._link import Link
+from hailmary._endpoint import Endpoint
 from hailmary._receiver import Receiver
 from hailmary._subscription import make_request
 from hailmary._wire import bus_pb2
@@ -354,7 +354,7 @@ def test_a_unix_bus_that_comes_back_under_its_path_is_followed(tmp_path: Path) -
 def test_a_signal_handler_may_close_it_before_there_is_a_lease(bus: FakeBus) -> None:
     address = parse(bus.address)
     subscription: Subscription = Subscription(
-        Link(make_request((">",)), address, resolve(address)), False
+        Endpoint(make_request((">",)), address, resolve(address)), False
     )
     previous = signal.signal(signal.SIGALRM, lambda number, frame: subscription.close())
     try:
@@ -413,6 +413,7 @@ def test_a_large_buffer_is_asked_for() -> None:
         ({"lease_ms": 0.5}, TypeError),
         ({"address": "nowhere"}, ValueError),
         ({"address": "bus.invalid:1"}, OSError),
+        ({"address": "bus..example:1"}, OSError),
     ],
 )
 def test_a_wrong_argument_is_told_at_once(wrong: dict[str, Any], error: type[Exception]) -> None:

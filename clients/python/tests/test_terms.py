@@ -174,13 +174,13 @@ def test_a_sample_that_is_too_small_to_be_one_keeps_hardly_anything(bus: RealBus
 def test_a_bus_refuses_what_is_no_name_for_a_group(bus: RealBus) -> None:
     # Past this client's own check, as another one might.
     from hailmary._address import parse, resolve
-    from hailmary._link import Link
+    from hailmary._endpoint import Endpoint
     from hailmary._wire import bus_pb2
 
     for terms in ({"group": "a b"}, {"group": "g" * 65}, {"sample": -1.0}, {"sample": math.nan}):
         request = bus_pb2.Subscribe(topics=[">"], **terms)
         address = parse(bus.udp)
-        subscription = Subscription(Link(request, address, resolve(address)), False)
+        subscription = Subscription(Endpoint(request, address, resolve(address)), False)
         with pytest.raises(Refused) as raised:
             subscription.recv(PATIENCE_SECONDS)
         assert raised.value.reason is Reason.BAD_REQUEST

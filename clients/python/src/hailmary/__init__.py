@@ -11,9 +11,9 @@ What is published may be lost; every loss is counted. See `Publisher`,
 `subscribe` and the README.
 """
 
+from ._endpoint import Refused
 from ._event import Event, Loss
 from ._lease import Reason
-from ._link import Refused
 from ._ping import Pong
 from ._publisher import Publisher, PublisherStats
 from ._runner import Runner, RunnerStats, run

@@ -119,7 +119,10 @@ def resolve(address: Address) -> Peer:
     """
     if isinstance(address, UnixAddress):
         return Peer(socket.AF_UNIX, address.path)
-    found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_DGRAM)
+    try:
+        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_DGRAM)
+    except UnicodeError as error:  # A part of the name is empty or too long.
+        raise OSError(f"{address.host!r} is no name") from error
     return choose(address, found)
 
 

@@ -20,9 +20,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Callable, Literal, Optional, TypedDict, Union, overload
 
 from ._address import parse, resolve
+from ._endpoint import Endpoint, Refused
 from ._event import Event, Loss
 from ._hand_over import BYTES_MAX, EVENTS_MAX, HandOver
-from ._link import Link, Refused
 from ._look_up import LOOK_UP_SECONDS_MIN
 from ._receiver import wait_for
 from ._session import SubscriptionStats
@@ -47,8 +47,6 @@ LOG_SECONDS = 60.0
 """Of the errors of one kind, one is logged in this time."""
 
 _log = logging.getLogger("hailmary")
-
-Handler = Union[Callable[[Event], object], Callable[[Union[Event, Loss]], object]]
 
 
 class Terms(TypedDict, total=False):
@@ -143,7 +141,7 @@ class Runner:
         self._address = parse(address)
         self._request = make_request(patterns, **terms)
         self._notices = notices
-        self._link: Optional[Link] = None
+        self._endpoint: Optional[Endpoint] = None
         # For the session, which the receiving thread drives. May be taken again
         # by its holder, since a signal handler may ask for the stats.
         self._lock = threading.RLock()
@@ -155,7 +153,7 @@ class Runner:
         self._process = 0
         self._threads: list[threading.Thread] = []
         self._settled = threading.Event()
-        self._refused: Optional[Refused] = None
+        self._error: Optional[Exception] = None
         self._is_stopping = False
         self._wake: Optional[tuple[socket.socket, socket.socket]] = None
 
@@ -173,21 +171,22 @@ class Runner:
         self._process = os.getpid()
         self._start_threads()
         self._settled.wait(timeout)
-        if self._refused is not None:
+        if self._error is not None:
             self.stop()
-            raise self._refused
+            raise self._error
         with self._lock:
-            return self._link is not None and self._link.session.held
+            return self._endpoint is not None and self._endpoint.session.held
 
     def wait(self, timeout: Optional[float] = None) -> bool:
         """Waits till nothing more is received, since it was told to stop, at most
         `timeout` seconds; says whether that is so. It is still to be stopped then.
 
-        Raises `Refused` if the bus no longer allows the subscription.
+        Raises `Refused` if the bus no longer allows the subscription, and `OSError`
+        if something else in the process closed its socket.
         """
         is_over = _join(self._threads[-1:], deadline(timeout))
-        if self._refused is not None:
-            raise self._refused
+        if self._error is not None:
+            raise self._error
         return is_over
 
     def stop(self, timeout: float = STOP_SECONDS) -> bool:
@@ -195,12 +194,13 @@ class Runner:
         at most `timeout` seconds, drops the rest, and says whether all threads
         have ended. One whose handler does not return is left behind.
 
-        May be called more than once, from any thread, the handler's own and a
-        signal handler included.
+        May be called more than once, which waits again but gives the handlers no
+        more time, and from any thread, a handler's own and a signal handler's
+        included.
         """
         until = time.monotonic() + timeout
         for worker in self._workers:
-            worker.give_up_at = until
+            worker.give_up_at = min(until, worker.give_up_at)
         self.ask_to_stop()
         # Those that give up need a moment to say so.
         others = [each for each in self._threads if each is not threading.current_thread()]
@@ -214,8 +214,8 @@ class Runner:
         """The counts so far."""
         # A child does not have the thread that may have held the lock.
         with self._lock if self._is_mine() else contextlib.nullcontext():
-            link = self._link
-            counts = dict(vars(SubscriptionStats() if link is None else link.session.stats()))
+            endpoint = self._endpoint
+            counts = dict(vars(SubscriptionStats() if endpoint is None else endpoint.session.stats()))
         counts["dropped"] += sum(worker.given_up for worker in self._workers)
         return RunnerStats(
             **counts,
@@ -274,44 +274,44 @@ class Runner:
     def _run(self, wake: socket.socket) -> None:
         """The receiving thread."""
         try:
-            link = self._open(wake)
-            while link is not None and not self._is_stopping:
-                self._turn(link, wake)
-        except Refused as refused:
-            self._refused = refused
-            _log.error("the subscription ends: %s", refused)
+            endpoint = self._open(wake)
+            while endpoint is not None and not self._is_stopping:
+                self._turn(endpoint, wake)
+        except (Refused, OSError) as error:
+            self._error = error
+            _log.error("the subscription ends: %s", error)
         finally:
             self._end()
 
-    def _open(self, wake: socket.socket) -> Optional[Link]:
+    def _open(self, wake: socket.socket) -> Optional[Endpoint]:
         """Till there is an address and a socket; this thread may wait for both."""
         complaint = _Complaint()
         while not self._is_stopping:
             try:
-                self._link = Link(self._request, self._address, resolve(self._address))
-                return self._link
+                self._endpoint = Endpoint(self._request, self._address, resolve(self._address))
+                return self._endpoint
             except OSError as error:
                 complaint.tell("cannot subscribe yet: %s", error)
             wait_for(LOOK_UP_SECONDS_MIN, wake)
         return None
 
-    def _turn(self, link: Link, wake: socket.socket) -> None:
+    def _turn(self, endpoint: Endpoint, wake: socket.socket) -> None:
         """Does what is due, takes one datagram, or waits for one."""
         now = time.monotonic()
         with self._lock:
-            link.transmit(now)
-            events = link.receive(now)
-            if events:
-                link.session.drop(self._deal(events, link.datagram_bytes))
-            elif events is None:
-                link.session.handle_timeout(now)
+            endpoint.transmit(now)
+            events = endpoint.receive(now)
+            if events is None:
+                endpoint.session.handle_timeout(now)
             if self._notices:
-                self._tell_loss(link)
-            wake_at = link.session.wake_at
-        if link.session.held and not self._settled.is_set():
+                self._tell_loss(endpoint)
+            if events:
+                endpoint.session.drop(self._deal(events, endpoint.datagram_bytes))
+            wake_at = endpoint.session.wake_at
+        if endpoint.session.held and not self._settled.is_set():
             self._settled.set()
         if events is None:
-            link.receiver.wait(wake_at - now, wake)
+            endpoint.receiver.wait(wake_at - now, wake)
 
     def _deal(self, events: list[Event], size_bytes: int) -> int:
         """Gives each event to a worker; says how many found no room."""
@@ -327,10 +327,10 @@ class Runner:
                 refused += worker.hand_over.offer(share, size_bytes * len(share) // len(events))
         return refused
 
-    def _tell_loss(self, link: Link) -> None:
+    def _tell_loss(self, endpoint: Endpoint) -> None:
         """Where there is no room, the session adds up what is to be told."""
         hand_over = min((worker.hand_over for worker in self._workers), key=len)
-        loss = link.session.poll_loss() if hand_over.has_room else None
+        loss = endpoint.session.poll_loss() if hand_over.has_room else None
         if loss is not None:
             hand_over.put([loss])
 
@@ -338,10 +338,10 @@ class Runner:
         """Nothing more is received. The bus hears of it before the handlers have
         finished, so that others of a group take over at once."""
         with self._lock:
-            if self._link is not None:
-                self._link.close()
-                self._link.session.handle_timeout(time.monotonic())
-                loss = self._link.session.poll_loss() if self._notices else None
+            if self._endpoint is not None:
+                self._endpoint.close()
+                self._endpoint.session.handle_timeout(time.monotonic())
+                loss = self._endpoint.session.poll_loss() if self._notices else None
                 if loss is not None:
                     self._workers[0].hand_over.put([loss])
         for worker in self._workers:

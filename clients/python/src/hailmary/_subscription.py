@@ -15,8 +15,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Generic, Literal, Optional, Union, cast, overload
 
 from ._address import parse, resolve
+from ._endpoint import Endpoint, Refused
 from ._event import Event, Loss
-from ._link import Link, Refused
+from ._lease import Reason
 from ._session import SubscriptionStats
 from ._topic import check_pattern
 from ._wire import bus_pb2
@@ -120,8 +121,8 @@ def subscribe(
         patterns, name, group, sample, events_per_second, lease_ms, max_frame_bytes
     )
     bus = parse(address)
-    link = Link(request, bus, resolve(bus))
-    subscription: Subscription[Union[Event, Loss]] = Subscription(link, notices)
+    endpoint = Endpoint(request, bus, resolve(bus))
+    subscription: Subscription[Union[Event, Loss]] = Subscription(endpoint, notices)
     try:
         subscription.await_lease(timeout)
     except BaseException:
@@ -149,9 +150,9 @@ class Subscription(Generic[Item]):
     fork it is closed, and the parent's goes on as if nothing had happened.
     """
 
-    def __init__(self, link: Link, notices: bool) -> None:
-        self._link = link
-        self._session = link.session
+    def __init__(self, endpoint: Endpoint, notices: bool) -> None:
+        self._endpoint = endpoint
+        self._session = endpoint.session
         self._notices = notices
         # One datagram's events, behind the loss that it told of.
         self._ready: deque[Item] = deque()
@@ -170,7 +171,7 @@ class Subscription(Generic[Item]):
         overtime = 0
         while True:
             now = time.monotonic()
-            self._link.transmit(now)
+            self._endpoint.transmit(now)
             if self._ready:
                 return self._ready.popleft()
             if overtime > _OVERTIME_DATAGRAMS_MAX:
@@ -189,7 +190,18 @@ class Subscription(Generic[Item]):
     @property
     def closed(self) -> bool:
         """Whether it was closed, or refused by the bus."""
-        return self._link.closed
+        return self._endpoint.closed
+
+    @property
+    def has_lease(self) -> bool:
+        """Whether a lease stands, so that the bus sends events."""
+        return self._session.held
+
+    @property
+    def refusal(self) -> Optional[Reason]:
+        """Why the bus refused last, if it did since there was a lease. It may be
+        merely full, and is asked again then."""
+        return self._session.refusal
 
     def stats(self) -> SubscriptionStats:
         """The counts so far. Of `received` and `duplicates`, at most one
@@ -199,7 +211,7 @@ class Subscription(Generic[Item]):
     def close(self) -> None:
         """Ends the subscription and tells the bus. Events that were received
         and not yet handed over still are."""
-        self._link.close()
+        self._endpoint.close()
 
     def __iter__(self) -> Subscription[Item]:
         return self
@@ -227,20 +239,20 @@ class Subscription(Generic[Item]):
         give_up_at = deadline(timeout)
         while not (self._session.held or self.closed):
             now = time.monotonic()
-            self._link.transmit(now)
+            self._endpoint.transmit(now)
             received = self._receive(now)
             if now >= give_up_at and not self._session.held:
-                raise TimeoutError(self._link.why_no_lease())
+                raise TimeoutError(self._endpoint.why_no_lease())
             if not received:
                 self._wait(give_up_at, now)
 
     def _wait(self, give_up_at: float, now: float) -> None:
-        self._link.receiver.wait(min(give_up_at, self._session.wake_at) - now)
+        self._endpoint.receiver.wait(min(give_up_at, self._session.wake_at) - now)
 
     def _receive(self, now: float) -> bool:
         """Takes one datagram from the socket; says whether there was one."""
         try:
-            events = self._link.receive(now)
+            events = self._endpoint.receive(now)
         except Refused:
             self.close()
             raise

@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import os
 import socket
 import threading
 import time
@@ -30,9 +31,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Generic, Literal, Optional, Union, cast, overload
 
 from ._address import Address, Peer, UnixAddress, choose, parse
+from ._endpoint import Endpoint, Refused
 from ._event import Event, Loss
 from ._hand_over import BYTES_MAX, EVENTS_MAX, HandOver
-from ._link import Link, Refused
 from ._session import SubscriptionStats
 from ._subscription import deadline, make_request
 from ._wire import bus_pb2
@@ -156,8 +157,9 @@ class Subscription(Generic[Item]):
         seconds, or the subscription is closed. Waits for ever by default. (The
         look-up of a name, before all else, takes what the resolver takes.)
 
-        Raises as `subscribe()` does till there is a lease, and `Refused` if the
-        bus no longer allows the subscription.
+        Raises as `subscribe()` does till there is a lease, `Refused` if the bus no
+        longer allows the subscription, and `OSError` if something else in the
+        process closed its socket, once; it is closed then.
         """
         if self._ready:
             return self._ready.popleft()
@@ -169,12 +171,12 @@ class Subscription(Generic[Item]):
     @property
     def closed(self) -> bool:
         """Whether it was closed, or refused by the bus."""
-        return self._closed or (self._feed is not None and self._feed.link.closed)
+        return self._closed or (self._feed is not None and self._feed.endpoint.closed)
 
     def stats(self) -> SubscriptionStats:
         """The counts so far. Events that still wait to be taken are among
         `received`."""
-        return SubscriptionStats() if self._feed is None else self._feed.link.session.stats()
+        return SubscriptionStats() if self._feed is None else self._feed.endpoint.session.stats()
 
     def close(self) -> None:
         """Ends the subscription and tells the bus. Events that were received
@@ -236,7 +238,7 @@ class Subscription(Generic[Item]):
             now = time.monotonic()
             if now >= self._lease_by:
                 self.close()
-                raise TimeoutError(feed.link.why_no_lease())
+                raise TimeoutError(feed.endpoint.why_no_lease())
             if now >= give_up_at:
                 return None
             await feed.wait(min(give_up_at, self._lease_by))
@@ -251,7 +253,7 @@ class Subscription(Generic[Item]):
             return None
         self._lease_by = lease_by
         loop = asyncio.get_running_loop()
-        self._feed = _Feed(loop, Link(self._request, self._address, peer), self._notices)
+        self._feed = _Feed(loop, Endpoint(self._request, self._address, peer), self._notices)
         return self._feed
 
     async def _next(self, feed: _Feed[Item], give_up_at: float) -> Optional[Item]:
@@ -280,29 +282,31 @@ class _Feed(Generic[Item]):
     """What the loop refers to, so that it does not keep a `Subscription` that
     nobody else has any more."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, link: Link, notices: bool) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, endpoint: Endpoint, notices: bool) -> None:
         self.loop = loop
-        self.link = link
+        self.endpoint = endpoint
         self.has_begun = False
         """Whether there has been a lease."""
+        self._process = os.getpid()
         self._thread = threading.get_ident()
         self._notices = notices
         self._hand_over: HandOver[Item] = HandOver(EVENTS_MAX, BYTES_MAX)
-        self._refused: Optional[Refused] = None
+        self._error: Optional[Exception] = None
         self._waiter: Optional[asyncio.Future[None]] = None
         self._timer: Optional[asyncio.TimerHandle] = None
         self._timer_at = math.inf
+        self._descriptor = endpoint.receiver.fileno()
         try:
-            loop.add_reader(link.receiver.fileno(), self._turn)
+            loop.add_reader(self._descriptor, self._turn)
         except BaseException:
-            link.close()
+            endpoint.close()
             raise
         self._turn()
 
     @property
     def is_over(self) -> bool:
         """Whether nothing more will be received."""
-        return self.link.closed
+        return self.endpoint.closed
 
     def take(self) -> list[Item]:
         """What is there, also in the socket; nothing if nothing is."""
@@ -315,11 +319,11 @@ class _Feed(Generic[Item]):
     def last(self) -> Optional[Item]:
         """Behind all that was received: why it is over, or what was still missing.
         Each is told once."""
-        refused, self._refused = self._refused, None
-        if refused is not None:
-            raise refused
-        self.link.session.handle_timeout(time.monotonic())
-        loss = self.link.session.poll_loss() if self._notices else None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+        self.endpoint.session.handle_timeout(time.monotonic())
+        loss = self.endpoint.session.poll_loss() if self._notices else None
         return cast("Optional[Item]", loss)
 
     async def wait(self, until: float) -> None:
@@ -341,16 +345,15 @@ class _Feed(Generic[Item]):
             self._timer.cancel()
             self._timer = None
         # In a child after a fork the loop's readers are the parent's as well.
-        if self.link.closed:
-            return
-        if not self.loop.is_closed():
-            self.loop.remove_reader(self.link.receiver.fileno())
+        if self._descriptor >= 0 and self._process == os.getpid() and not self.loop.is_closed():
+            self.loop.remove_reader(self._descriptor)
             _settle(self._waiter)
-        self.link.close()
+        self._descriptor = -1
+        self.endpoint.close()
 
     def close_from_anywhere(self) -> None:
         """For the garbage collector, which may run in any thread."""
-        if self._thread != threading.get_ident() and not self.link.closed:
+        if self._thread != threading.get_ident() and not self.endpoint.closed:
             with contextlib.suppress(RuntimeError):
                 self.loop.call_soon_threadsafe(self.close)
                 return
@@ -358,12 +361,12 @@ class _Feed(Generic[Item]):
 
     def _turn(self) -> None:
         """Does what is due, and takes what is in the socket, for a while."""
-        if self.link.closed:
+        if self.endpoint.closed:
             return
         try:
             self._drive(time.monotonic() + _TURN_SECONDS)
-        except Refused as refused:
-            self._refused = refused
+        except (Refused, OSError) as error:
+            self._error = error
             self.close()
             return
         if self._begins() or len(self._hand_over):
@@ -372,19 +375,19 @@ class _Feed(Generic[Item]):
 
     def _begins(self) -> bool:
         """Whether the first lease has come just now."""
-        if self.has_begun or not self.link.session.held:
+        if self.has_begun or not self.endpoint.session.held:
             return False
         self.has_begun = True
         return True
 
     def _drive(self, until: float) -> None:
-        link, now = self.link, 0.0
+        endpoint, now = self.endpoint, 0.0
         while now < until:
             now = time.monotonic()
-            link.transmit(now)
-            events = link.receive(now)
+            endpoint.transmit(now)
+            events = endpoint.receive(now)
             if events is None:
-                link.session.handle_timeout(now)
+                endpoint.session.handle_timeout(now)
                 self._hand_loss_over()
                 return
             self._hand_loss_over()
@@ -393,19 +396,19 @@ class _Feed(Generic[Item]):
     def _hand_events_over(self, events: list[Event]) -> None:
         if events:
             items = cast("list[Item]", events)
-            refused = self._hand_over.offer(items, self.link.datagram_bytes)
-            self.link.session.drop(refused)
+            refused = self._hand_over.offer(items, self.endpoint.datagram_bytes)
+            self.endpoint.session.drop(refused)
 
     def _hand_loss_over(self) -> None:
         """Where there is no room, the session adds up what is to be told."""
         if self._notices and self._hand_over.has_room:
-            loss = self.link.session.poll_loss()
+            loss = self.endpoint.session.poll_loss()
             if loss is not None:
                 self._hand_over.put([cast("Item", loss)])
 
     def _set_timer(self) -> None:
         """One that rings too early sets the next one, so most datagrams set none."""
-        due = self.link.session.wake_at
+        due = self.endpoint.session.wake_at
         if self._timer is not None:
             if self._timer_at <= due:
                 return
@@ -429,5 +432,8 @@ async def _resolve(address: Address) -> Peer:
     if isinstance(address, UnixAddress):
         return Peer(socket.AF_UNIX, address.path)
     loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_DGRAM)
+    try:
+        found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_DGRAM)
+    except UnicodeError as error:  # A part of the name is empty or too long.
+        raise OSError(f"{address.host!r} is no name") from error
     return choose(address, found)

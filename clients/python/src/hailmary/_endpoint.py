@@ -30,7 +30,7 @@ class Refused(Exception):
         """Why."""
 
 
-class Link:
+class Endpoint:
     """An open socket and what is said there. Raises `OSError` where the system
     has no socket to give."""
 
@@ -59,8 +59,8 @@ class Link:
     def receive(self, now: float) -> Optional[list[Event]]:
         """The events of the next datagram in the socket, if there is one.
 
-        Raises `Refused` if the bus no longer allows the subscription; it is to
-        be closed then.
+        Raises `Refused` if the bus no longer allows the subscription, and `OSError`
+        if something else in the process closed the socket; it is to be closed then.
         """
         received = self.receiver.receive()
         if received is None:
