@@ -7,8 +7,8 @@ import pytest
 
 from hailmary._encode import (
     EVENT_BYTES_MAX,
+    Bulk,
     event_field,
-    sender_field,
     stamp_field,
     varint,
 )
@@ -29,7 +29,7 @@ def test_numbers(value: int) -> None:
 @pytest.mark.parametrize("dropped", [0, 1, 2**64 - 1])
 def test_stamps(sequence: int, dropped: int) -> None:
     stamp = bus_pb2.Stamp(sender=2**64 - 1, sequence=sequence, dropped=dropped)
-    ours = stamp_field(sender_field(2**64 - 1), sequence, dropped)
+    ours = stamp_field(2**64 - 1, sequence, dropped)
     assert ours == bus_pb2.Frame(stamp=stamp).SerializeToString()
 
 
@@ -59,6 +59,35 @@ def test_many_attributes() -> None:
     attributes = {str(number): "x" * number for number in range(300)}
     frame = bus_pb2.Frame.FromString(event_field("a", b"", b"", attributes, 0))
     assert dict(frame.events[0].attributes) == attributes
+
+
+@pytest.mark.parametrize("time_unix_nano", [0, 1, 2**64 - 1])
+def test_a_bulk_is_what_its_events_are(time_unix_nano: int) -> None:
+    bulk = Bulk("a.b", time_unix_nano)
+    for length in (0, 1, 100, 127, 128, 2047, 2048, 65_000):
+        payload = bytes(length)
+        head, size = bulk.heads[length]
+        event = head + payload + bulk.tail
+        assert event == event_field("a.b", payload, b"", None, time_unix_nano)
+        assert size == len(event)
+
+
+def test_a_bulk_takes_what_fits_and_is_bytes() -> None:
+    bulk = Bulk("a", 1)
+    longest = bytes(65_459 - 20)
+    assert len(event_field("a", longest, b"", None, 1)) == EVENT_BYTES_MAX
+    assert bulk.takes([b"", longest])
+    for wrong in ([longest + b"x"], [bytearray(1)], ["a"], [None], [b"", "a"]):
+        assert not bulk.takes(wrong)  # type: ignore[arg-type]
+
+
+def test_ever_new_lengths_are_not_kept_for_ever() -> None:
+    from hailmary import _encode
+
+    bulk = Bulk("a", 1)
+    for length in range(3 * _encode._HEADS_MAX):
+        assert bulk.heads[length]
+    assert len(bulk.heads) <= _encode._HEADS_MAX
 
 
 def test_the_longest_event_fits_with_the_longest_stamp() -> None:

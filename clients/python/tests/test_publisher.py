@@ -1,16 +1,14 @@
 """The publisher against real sockets, and against what breaks them."""
 
-import errno
+import _thread
 import logging
-import os
-import signal
 import socket
 import sys
 import threading
+import tracemalloc
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from types import FrameType
-from typing import Any, Callable, Optional
+from typing import Any, Optional
 
 import pytest
 from fake_bus import PATIENCE_SECONDS, FakeBus, fake_bus
@@ -52,7 +50,7 @@ def test_an_event_arrives_as_it_was_published(bus: FakeBus) -> None:
 def test_the_time_is_now_unless_told(
     bus: FakeBus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("time.time_ns", lambda: 1234)
+    monkeypatch.setattr("hailmary._publisher.time_ns", lambda: 1234)
     with Publisher(bus.address) as publisher:
         publisher.publish("a", b"")
         publisher.publish("a", b"", time_unix_nano=0)
@@ -128,17 +126,6 @@ def test_a_bus_that_does_not_answer_is_no_error(bus: FakeBus) -> None:
         assert publisher.stats().pong is None
     with Publisher("bus.invalid:7277") as nowhere:
         assert nowhere.ping() is None
-
-
-def test_no_descriptor_to_ask_by_is_no_answer(
-    bus: FakeBus, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def no_socket(*_: object) -> socket.socket:
-        raise OSError(errno.EMFILE, "too many open files")
-
-    with Publisher(bus.address) as publisher, monkeypatch.context() as patch:
-        patch.setattr(socket, "socket", no_socket)
-        assert publisher.ping() is None
 
 
 def test_the_answers_of_others_are_ignored() -> None:
@@ -234,83 +221,167 @@ def test_a_full_unix_queue_drops_and_the_stamps_tell(tmp_path: Path) -> None:
         assert stamps([bus.receive()]) == [(sent + 5, 5)]
 
 
-class FailingSocket:
-    """Stands in for a connected socket whose sends fail with `number`."""
+def test_publishing_looks_no_name_up_and_starts_no_thread(
+    bus: FakeBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_up = []
+    look_up = socket.getaddrinfo
 
-    family = socket.AF_INET
+    def counted(*arguments: Any, **more: Any) -> Any:
+        looked_up.append(arguments)
+        return look_up(*arguments, **more)
 
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.detached = False
+    monkeypatch.setattr(socket, "getaddrinfo", counted)
+    address = bus.address.replace("127.0.0.1", "localhost")
+    threads = _thread._count()
+    with Publisher(address) as publisher, publisher.batch() as batch:
+        made = len(looked_up)
+        assert made <= 1
+        for _ in range(100):
+            publisher.publish("a", b"")
+            batch.publish("a", b"")
+        bus.close()
+        for _ in range(100):
+            publisher.publish("a", b"")
+        assert len(looked_up) == made
+        assert _thread._count() == threads
+        assert publisher.resolve()
+        assert len(looked_up) == 2 * made
 
-    def send(self, frame: bytes) -> int:
-        raise OSError(self.number, os.strerror(self.number))
 
-    def detach(self) -> int:
-        self.detached = True
-        return -1
+def test_a_bus_that_changed_its_address_is_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    with fake_bus() as old, fake_bus() as new:
+        monkeypatch.setenv("HAILMARY_BUS", old.address)
+        with Publisher() as publisher:
+            publisher.publish("a", b"")
+            monkeypatch.setenv("HAILMARY_BUS", new.address)
+            publisher.publish("a", b"")
+            assert publisher.resolve()
+            publisher.publish("a", b"")
+            assert stamps(old.receive_all()) == [(0, 0), (1, 0)]
+            assert stamps([new.receive()]) == [(2, 0)]
+            monkeypatch.setenv("HAILMARY_BUS", "bus.invalid:7277")
+            assert not publisher.resolve()
+            publisher.publish("a", b"")
+            assert stamps([new.receive()]) == [(3, 0)]
+            publisher.close()
+            monkeypatch.setenv("HAILMARY_BUS", old.address)
+            assert publisher.resolve()
+            publisher.publish("a", b"")
+            assert publisher.stats() == PublisherStats(sent=4, closed=1)
 
-    def close(self) -> None:
-        pass
 
-
-def with_failing_socket(publisher: Publisher, number: int) -> FailingSocket:
-    failing = FailingSocket(number)
-    flow: Any = publisher._flow
-    if flow._socket is not None:
-        flow._socket.close()
-    flow._socket = flow._connected = failing
-    return failing
+@pytest.mark.parametrize("value", ["garbage", "host:0", "http://host:1", "a..b:1", "x" * 100 + ":1"])
+def test_a_bad_environment_warns_and_drops(
+    value: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("HAILMARY_BUS", value)
+    with Publisher() as publisher:
+        publisher.publish("a", b"")
+        assert publisher.stats() == PublisherStats(unreachable=1)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert value in caplog.text
 
 
 @pytest.mark.parametrize(
-    ("number", "reason"),
-    [
-        (errno.EAGAIN, "would_block"),
-        (errno.ENOBUFS, "no_buffer"),
-        (errno.ENOMEM, "no_buffer"),
-        (errno.EMSGSIZE, "too_large"),
-        (errno.ECONNREFUSED, "refused"),
-        (errno.ENETUNREACH, "unreachable"),
-        (errno.EHOSTUNREACH, "unreachable"),
-        (errno.EPERM, "failed"),
-        (errno.EIO, "failed"),
-    ],
+    "wrong", [{"address": "garbage"}, {"on_error": "ignore"}, {"linger_ms": -1}, {"linger_ms": 1e9}]
 )
-def test_an_error_is_counted_and_the_socket_kept(
-    bus: FakeBus, number: int, reason: str
+def test_a_bad_argument_is_raised(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError):
+        Publisher(**wrong)
+
+
+@pytest.mark.parametrize("value", ["1", "true", " YES ", "on"])
+def test_disabled_it_does_nothing(
+    value: str, bus: FakeBus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with Publisher(free_udp_address()) as publisher:
-        failing = with_failing_socket(publisher, number)
-        publisher.publish("a", b"")
-        publisher.publish("a", b"")
-        stats = publisher.stats()
-        assert getattr(stats, reason) == stats.dropped == stats.offered == 2
-        assert publisher._flow._connected is failing  # type: ignore[comparison-overlap]
+    def never(*_: object, **__: object) -> Any:
+        raise AssertionError("a name is looked up")
+
+    monkeypatch.setattr(socket, "getaddrinfo", never)
+    monkeypatch.setenv("HAILMARY_DISABLE", value)
+    monkeypatch.setenv("HAILMARY_BUS", bus.address)
+    with Publisher(linger_ms=1) as publisher, publisher.batch() as batch:
+        publisher.publish("not a topic", b"")
+        batch.publish("a", b"")
+        batch.extend("a", [b""])
+        batch.flush()
+        publisher.flush()
+        assert publisher.ping() is None
+        assert not publisher.resolve()
+        assert publisher.stats() == PublisherStats()
+    assert bus.receive_all() == []
 
 
-@pytest.mark.parametrize("number", [errno.EBADF, errno.ENOTSOCK])
-def test_a_lost_descriptor_is_left_alone_and_replaced(bus: FakeBus, number: int) -> None:
-    with Publisher(bus.address) as publisher:
-        failing = with_failing_socket(publisher, number)
-        publisher.publish("a", b"")
-        assert failing.detached
-        publisher.publish("a", b"")
-        assert stamps([bus.receive()]) == [(1, 1)]
-
-
-def test_no_descriptor_free_is_a_dropped_event(
-    bus: FakeBus, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("value", ["0", "", "no", "False", "maybe"])
+def test_it_is_disabled_by_a_yes_alone(
+    value: str,
+    bus: FakeBus,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def no_socket(*_: object) -> socket.socket:
-        raise OSError(errno.EMFILE, "too many open files")
-
+    monkeypatch.setenv("HAILMARY_DISABLE", value)
     with Publisher(bus.address) as publisher:
-        with monkeypatch.context() as patch:
-            patch.setattr(socket, "socket", no_socket)
-            publisher.publish("a", b"")
         publisher.publish("a", b"")
-        assert publisher.stats() == PublisherStats(sent=1, failed=1)
+    assert len(bus.receive_all()) == 1
+    assert ("HAILMARY_DISABLE" in caplog.text) == (value == "maybe")
+
+
+def test_what_is_no_event_may_be_dropped_and_counted(bus: FakeBus) -> None:
+    with Publisher(bus.address, on_error="drop") as publisher:
+        wrong: list[Any] = [("a..b", b""), (None, b""), ([], b""), ("a", "text"), ("a", None)]
+        for topic, payload in wrong:
+            publisher.publish(topic, payload)
+        publisher.publish("a", b"", attributes={"a": 1})  # type: ignore[dict-item]
+        publisher.publish("a", bytes(65_500))
+        publisher.publish("a", b"")
+        assert stamps([bus.receive()]) == [(7, 7)]
+        assert publisher.stats() == PublisherStats(sent=1, invalid=6, too_large=1)
+
+
+@pytest.mark.parametrize("events", [0, 1, 127, 128, 129, 16383, 16384, 16385])
+def test_stamps_are_as_the_library_would_write_them(events: int) -> None:
+    sent: list[bytes] = []
+
+    def send(datagram: bytes, flags: int) -> int:
+        sent.append(datagram)
+        return len(datagram)
+
+    with Publisher("127.0.0.1:1") as publisher:
+        sender = publisher._sender
+        sender.link.send = send
+        if events:
+            sender._numbers.add(events)
+        for _ in range(3):
+            publisher.publish("a", b"", time_unix_nano=0)
+        sender.drop("invalid", "")
+        publisher.publish("a", b"", time_unix_nano=0)
+    frames = [bus_pb2.Frame.FromString(datagram) for datagram in sent]
+    assert stamps(frames) == [(events + more, int(more > 3)) for more in (0, 1, 2, 4)]
+    assert [frame.SerializeToString() for frame in frames] == sent
+
+
+def test_memory_does_not_grow() -> None:
+    with Publisher(free_udp_address()) as absent, fake_bus() as full, Publisher(
+        full.address
+    ) as publisher:
+
+        def publish_many() -> None:
+            for _ in range(10_000):
+                publisher.publish("a", b"payload", key=b"k")
+                absent.publish("a", b"payload", attributes={"a": "b"})
+
+        publish_many()
+        tracemalloc.start()
+        try:
+            publish_many()
+            before, _ = tracemalloc.get_traced_memory()
+            for _ in range(4):
+                publish_many()
+            after, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert after - before < 2_000, "a byte for each of 40 events, at most"
 
 
 def test_a_name_that_cannot_be_looked_up_drops_and_warns_once(
@@ -350,105 +421,5 @@ def test_threads_share_one_flow(bus: FakeBus) -> None:
         stats = publisher.stats()
     assert stats.offered == 2000
     sequences = [frame.stamp.sequence for frame in received]
-    assert sequences == sorted(set(sequences)), "in order, none twice"
+    assert len(set(sequences)) == len(sequences), "none twice"
     assert len(received) <= stats.sent
-
-
-def test_a_signal_handler_may_publish_in_the_middle_of_a_publish(bus: FakeBus) -> None:
-    publisher = Publisher(bus.address)
-
-    def publish_too(number: int, frame: Optional[FrameType]) -> None:
-        publisher.publish("a", b"from the handler")
-
-    previous = signal.signal(signal.SIGUSR1, publish_too)
-    try:
-        with publisher._flow.lock:
-            signal.raise_signal(signal.SIGUSR1)
-    finally:
-        signal.signal(signal.SIGUSR1, previous)
-    publisher.close()
-    assert bus.receive().events[0].payload == b"from the handler"
-
-
-def in_child(action: Callable[[], None]) -> None:
-    """Forks, runs `action` there, and fails if it does."""
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            action()
-            status = 0
-        finally:
-            os._exit(status)
-    assert os.waitpid(child, 0)[1] == 0
-
-
-def test_a_child_is_a_sender_of_its_own(bus: FakeBus) -> None:
-    with Publisher(bus.address) as publisher:
-        publisher.publish("a", b"parent")
-        publisher.publish("a", b"parent")
-
-        def child() -> None:
-            assert publisher.stats() == PublisherStats()
-            publisher.publish("a", b"child")
-            assert publisher.stats() == PublisherStats(sent=1)
-
-        in_child(child)
-        publisher.publish("a", b"parent again")
-        frames = bus.receive_all()
-    assert stamps(frames) == [(0, 0), (1, 0), (0, 0), (2, 0)]
-    senders = [frame.stamp.sender for frame in frames]
-    assert senders[0] == senders[1] == senders[3] != senders[2]
-
-
-def test_a_child_has_a_socket_of_its_own() -> None:
-    with fake_bus() as bus, Publisher(bus.address) as publisher:
-        publisher.publish("a", b"")
-        bus.receive()
-        parents = bus.subscriber
-        in_child(lambda: publisher.publish("a", b""))
-        bus.receive()
-        assert bus.subscriber != parents
-
-
-# From Python 3.12 on, a fork beside threads is warned of: just what is tested.
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
-def test_a_child_does_not_inherit_a_held_lock(bus: FakeBus) -> None:
-    with Publisher(bus.address) as publisher:
-        held, done = threading.Event(), threading.Event()
-
-        def hold() -> None:
-            with publisher._flow.lock:
-                held.set()
-                done.wait()
-
-        holder = threading.Thread(target=hold)
-        holder.start()
-        held.wait()
-        try:
-            in_child(lambda: publisher.publish("a", b""))
-        finally:
-            done.set()
-            holder.join()
-        assert bus.receive().stamp.sequence == 0
-
-
-def test_a_fork_that_told_nobody_is_noticed(bus: FakeBus, monkeypatch: pytest.MonkeyPatch) -> None:
-    with Publisher(bus.address) as publisher:
-        publisher.publish("a", b"")
-        before = bus.receive().stamp.sender
-        monkeypatch.setattr(os, "getpid", lambda: -1)
-        publisher.publish("a", b"")
-        assert bus.receive().stamp.sender != before
-        assert publisher.stats() == PublisherStats(sent=1)
-
-
-def test_a_closed_publisher_stays_closed_in_a_child(bus: FakeBus) -> None:
-    publisher = Publisher(bus.address)
-    publisher.close()
-
-    def child() -> None:
-        publisher.publish("a", b"")
-        assert publisher.stats() == PublisherStats(closed=1)
-
-    in_child(child)

@@ -8,7 +8,7 @@ the bytes of its event field followed by those of its stamp field.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from struct import Struct
 from typing import Optional
 
@@ -16,22 +16,33 @@ from ._topic import check_topic
 
 # What UDP over IPv4 carries at most: 65,535 less 20 bytes of the IP header and
 # 8 of the UDP header. No way that a frame takes carries less.
-_DATAGRAM_BYTES_MAX = 65_507
+DATAGRAM_BYTES_MAX = 65_507
 
 # A stamp field with all its values at their largest: key and length (1 each),
 # sender (9), sequence and dropped (11 each), hops (6) and weight (9). A bus puts
 # a longer one beside an event than a publisher does.
-_STAMP_BYTES_MAX = 1 + 1 + 9 + 11 + 11 + 6 + 9
+STAMP_BYTES_MAX = 1 + 1 + 9 + 11 + 11 + 6 + 9
 
-EVENT_BYTES_MAX = _DATAGRAM_BYTES_MAX - _STAMP_BYTES_MAX
+# A stamp's key and length, its sender (9), and the key of its sequence.
+STAMP_START_BYTES = 1 + 1 + 9 + 1
+
+EVENT_BYTES_MAX = DATAGRAM_BYTES_MAX - STAMP_BYTES_MAX
 """The longest event, encoded: with any stamp it still fits in one datagram."""
 
 _UINT64_MAX = 2**64 - 1
+
+
+class TooLarge(ValueError):
+    """The event fits in no datagram."""
+
 
 # Topics are checked and encoded once. An application has few; one that makes up
 # ever new ones pays for each, and holds no more than this.
 _TOPICS_MAX = 1024
 _topics: dict[str, bytes] = {}
+
+# As for topics, by the lengths of a bulk's payloads.
+_HEADS_MAX = 1024
 
 _EVENT = b"\x0a"
 _STAMP = b"\x12"
@@ -47,6 +58,11 @@ _SEQUENCE = b"\x10"
 _DROPPED = b"\x18"
 
 _fixed64_field = Struct("<cQ").pack
+
+# All seven bits that a byte of a varint can hold: where others follow, and where
+# they are the last ones.
+SEVEN_BITS = [bytes((bits | 0x80,)) for bits in range(128)]
+LAST_SEVEN_BITS = [bytes((bits,)) for bits in range(128)]
 
 
 def _varint(value: int) -> bytes:
@@ -97,23 +113,57 @@ def event_field(
         event += _attribute_fields(attributes)
     field = _EVENT + varint(len(event)) + event
     if len(field) > EVENT_BYTES_MAX:
-        raise ValueError(f"an event has at most {EVENT_BYTES_MAX} bytes, this one {len(field)}")
+        raise TooLarge(f"an event has at most {EVENT_BYTES_MAX} bytes, this one {len(field)}")
     return field
 
 
-def stamp_field(sender_field: bytes, sequence: int, dropped: int) -> bytes:
-    """A stamp as a field of a frame; `sender_field` as by the function of that name."""
-    stamp = sender_field
+class Bulk:
+    """Events that differ in their payloads alone. Raises as `event_field` does."""
+
+    def __init__(self, topic: str, time_unix_nano: int) -> None:
+        self._of = (topic, time_unix_nano)
+        self.tail = _time_field(time_unix_nano) if time_unix_nano else b""
+        """What follows the payload in each event."""
+        self.heads = _Heads(_topics.get(topic) or _topic_field(topic), len(self.tail))
+        """By the payload's length, what comes before it, and the whole's length."""
+        self._payload_bytes_max = EVENT_BYTES_MAX - sum(map(len, (self.heads[0][0], self.tail))) - 6
+
+    def is_of(self, topic: str, time_unix_nano: int) -> bool:
+        """Whether it was made for these."""
+        return self._of == (topic, time_unix_nano)
+
+    def takes(self, payloads: Sequence[bytes]) -> bool:
+        """Whether all of them are bytes and surely fit."""
+        return set(map(type, payloads)) == {bytes} and (
+            max(map(len, payloads)) <= self._payload_bytes_max
+        )
+
+
+class _Heads(dict[int, tuple[bytes, int]]):
+    """What stands before a payload of each length: made once, and not for ever."""
+
+    def __init__(self, topic_field: bytes, tail_bytes: int) -> None:
+        super().__init__()
+        self._topic_field = topic_field
+        self._tail_bytes = tail_bytes
+
+    def __missing__(self, length: int) -> tuple[bytes, int]:
+        start = self._topic_field + (_PAYLOAD + varint(length) if length else b"")
+        head = _EVENT + varint(len(start) + length + self._tail_bytes) + start
+        if len(self) >= _HEADS_MAX:
+            self.clear()
+        self[length] = head, len(head) + length + self._tail_bytes
+        return self[length]
+
+
+def stamp_field(sender: int, sequence: int, dropped: int) -> bytes:
+    """A stamp as a field of a frame."""
+    stamp = _fixed64_field(_SENDER, sender)
     if sequence:
         stamp += _SEQUENCE + varint(sequence)
     if dropped:
         stamp += _DROPPED + varint(dropped)
     return _STAMP + _SHORT[len(stamp)] + stamp
-
-
-def sender_field(sender: int) -> bytes:
-    """A sender's id as the first field of its stamps."""
-    return _fixed64_field(_SENDER, sender)
 
 
 def _topic_field(topic: str) -> bytes:

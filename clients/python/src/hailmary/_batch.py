@@ -1,0 +1,200 @@
+"""Several events in one datagram, which costs everybody far less than one each.
+
+Owns the events that wait for the datagram to be full, and the rule when it is.
+It refuses to wait for more: nothing but the program's next step sends it.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterable, Mapping
+from ipaddress import ip_address
+from itertools import islice
+from types import TracebackType
+from typing import Callable, Optional
+
+from ._address import Peer
+from ._encode import DATAGRAM_BYTES_MAX, STAMP_BYTES_MAX, Bulk, event_field
+from ._sender import Sender
+
+BATCH_BYTES_NETWORK = 1_400
+"""How large a datagram grows over a network: what passes an Ethernet of 1,500
+bytes and usual tunnels in one piece. One in pieces is lost if any of them is."""
+
+BATCH_BYTES_HOST = 16_384
+"""How large a datagram grows on this host, over loopback or a Unix socket. Most
+of what large datagrams gain is gained here, and a socket with the kernel's usual
+buffer still holds ten of them."""
+
+# Payloads of a bulk that are worked off in one go: a list of 8 kB.
+_PAYLOADS_AT_ONCE = 1024
+
+
+def batch_bytes(peer: Optional[Peer]) -> int:
+    """How large a datagram to the bus grows unless told otherwise."""
+    if peer is None or peer.family == socket.AF_UNIX:
+        return BATCH_BYTES_HOST
+    host = ip_address(str(peer.address[0]).partition("%")[0])
+    mapped = getattr(host, "ipv4_mapped", None) or host
+    return BATCH_BYTES_HOST if mapped.is_loopback else BATCH_BYTES_NETWORK
+
+
+class Bundle:
+    """Events on their way into one datagram of a sender."""
+
+    def __init__(self, sender: Sender, bytes_max: int) -> None:
+        self.sender = sender
+        self.bytes_max = min(bytes_max, DATAGRAM_BYTES_MAX)
+        # The stamp comes beside them, and is counted at its largest.
+        self._events_bytes_max = self.bytes_max - STAMP_BYTES_MAX
+        self._parts: list[bytes] = []
+        self._bytes = 0
+        self._events = 0
+
+    def add(self, event: bytes) -> None:
+        """Adds an event, behind sending the others if it does not fit beside
+        them. One that is larger than the datagram may be goes alone."""
+        self._bytes += len(event)
+        if self._bytes > self._events_bytes_max:
+            self._send()
+            self._bytes = len(event)
+        self._parts.append(event)
+        self._events += 1
+
+    def add_many(self, bulk: Bulk, payloads: list[bytes]) -> None:
+        """Adds an event of the bulk for each payload."""
+        heads, tail, room = bulk.heads, bulk.tail, self._events_bytes_max
+        parts, taken, events = self._parts, self._bytes, self._events
+        for payload in payloads:
+            head, size = heads[len(payload)]
+            taken += size
+            if taken > room:
+                self._events = events
+                self._send()
+                parts, taken, events = self._parts, size, 0
+            parts += (head, payload, tail)
+            events += 1
+        self._bytes, self._events = taken, events
+
+    def send(self) -> None:
+        """Sends what there is."""
+        self._send()
+        self._bytes = 0
+
+    def _send(self) -> None:
+        events, parts = self._events, self._parts
+        self._events, self._parts = 0, []
+        if events:
+            self.sender.send(b"".join(parts), events)
+
+
+class Batch:
+    """Publishes several events in a datagram, as `Publisher.batch()` says.
+
+    It belongs to one thread, and no signal handler may use it. In a child after
+    a fork it is empty: what it held is the parent's.
+    """
+
+    def __init__(
+        self,
+        current_sender: Callable[[], Optional[Sender]],
+        reject: Callable[[Exception], None],
+        bytes_max: Optional[int],
+    ) -> None:
+        self._current_sender = current_sender
+        self._reject = reject
+        self._bytes_max = bytes_max
+        self._bundle: Optional[Bundle] = None
+        self._bulk: Optional[Bulk] = None
+
+    def publish(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        key: bytes = b"",
+        attributes: Optional[Mapping[str, str]] = None,
+        time_unix_nano: Optional[int] = None,
+    ) -> None:
+        """Adds one event, as `Publisher.publish()` takes it. If it does not fit
+        beside the others, those are sent before."""
+        bundle = self._bundle_of_this_process()
+        if bundle is None:
+            return
+        try:
+            if time_unix_nano is None:
+                time_unix_nano = time.time_ns()
+            event = event_field(topic, payload, key, attributes, time_unix_nano)
+        except Exception as error:
+            self._reject(error)
+        else:
+            bundle.add(event)
+
+    def extend(
+        self, topic: str, payloads: Iterable[bytes], *, time_unix_nano: Optional[int] = None
+    ) -> None:
+        """Adds an event of one topic for each payload: for very many, a fraction
+        of what `publish()` costs. All have the time of this call by default.
+
+        Raises what `publish()` does; the payloads before that one are added.
+        """
+        if self._bundle_of_this_process() is None:
+            return
+        if time_unix_nano is None:
+            time_unix_nano = time.time_ns()
+        waiting = iter(payloads)
+        while True:
+            # So nothing of the caller's runs in the midst of it, and memory is bounded.
+            some = list(islice(waiting, _PAYLOADS_AT_ONCE))
+            if not some:
+                return
+            self._extend(topic, some, time_unix_nano)
+
+    def flush(self) -> None:
+        """Sends what there is, or drops and counts it. Never waits."""
+        bundle = self._bundle_of_this_process()
+        if bundle is not None:
+            bundle.send()
+
+    def __enter__(self) -> Batch:
+        return self
+
+    def __exit__(
+        self,
+        kind: Optional[type[BaseException]],
+        error: Optional[BaseException],
+        traceback: Optional[TracebackType],
+    ) -> None:
+        self.flush()
+
+    def _bundle_of_this_process(self) -> Optional[Bundle]:
+        sender = self._current_sender()
+        bundle = self._bundle
+        if bundle is not None and bundle.sender is sender:
+            return bundle
+        if sender is None:
+            return None
+        bytes_max = self._bytes_max
+        if bytes_max is None:
+            bytes_max = batch_bytes(sender.link.peer)
+        self._bundle = Bundle(sender, bytes_max)
+        return self._bundle
+
+    def _extend(self, topic: str, payloads: list[bytes], time_unix_nano: int) -> None:
+        bundle = self._bundle_of_this_process()
+        bulk = self._bulk_of(topic, time_unix_nano)
+        if bundle is not None and bulk is not None and bulk.takes(payloads):
+            bundle.add_many(bulk, payloads)
+            return
+        for payload in payloads:
+            self.publish(topic, payload, time_unix_nano=time_unix_nano)
+
+    def _bulk_of(self, topic: str, time_unix_nano: int) -> Optional[Bulk]:
+        """`None` if `publish()` has to say what is wrong."""
+        try:
+            if self._bulk is None or not self._bulk.is_of(topic, time_unix_nano):
+                self._bulk = Bulk(topic, time_unix_nano)
+        except (TypeError, ValueError):
+            return None
+        return self._bulk

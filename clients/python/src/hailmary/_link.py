@@ -1,0 +1,201 @@
+"""The socket towards a bus.
+
+Owns opening it, connecting it, mending it and giving it up. It refuses to wait,
+to look a name up, and to touch a descriptor that is no longer its own. It takes
+no lock: where two threads open at once, each sends by its own socket, and the
+one that is not kept closes itself behind its last user.
+"""
+
+from __future__ import annotations
+
+import _socket
+import errno
+import fcntl
+import os
+import socket
+import time
+from typing import Callable, Optional
+
+from ._address import Peer
+
+# Never wait, whatever became of the socket's own mode, and no SIGPIPE.
+# MSG_FASTOPEN means nothing to a datagram, but a TCP connection refuses it: one
+# that got our number, after the process closed it, gets none of our bytes.
+FLAGS: int = (
+    socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0) | getattr(socket, "MSG_FASTOPEN", 0)
+)
+
+# New descriptors get the lowest free number. One that is higher than most
+# processes ever get to is hardly given to another if the process closes it; it
+# is below the usual limit of 1,024.
+_DESCRIPTOR_MIN = 768
+
+# How often a full queue is taken as a hint that the bus's path may be another
+# socket by now, whose queue is not full.
+_RECONNECT_SECONDS_MIN = 1.0
+
+# Nobody has the socket that this one is connected to: over Unix, the bus is
+# gone, and another may have taken its path; over UDP, an earlier datagram found
+# nobody, and this one was not sent.
+_NOBODY_UDP = (errno.ECONNREFUSED,)
+_NOBODY_UNIX = (errno.ECONNREFUSED, errno.ECONNRESET, errno.ENOTCONN)
+
+# What a connected datagram socket of ours does not say, unless it was shut down:
+# the process closed all descriptors that it had, as daemons do, and may have
+# given the number to something else.
+_NOT_OURS = (
+    errno.EBADF,
+    errno.ENOTSOCK,
+    errno.EPIPE,
+    errno.EISCONN,
+    errno.EDESTADDRREQ,
+    errno.ENOTCONN,
+    errno.EOPNOTSUPP,
+)
+
+Send = Callable[[bytes, int], int]
+
+
+class Closed(OSError):
+    """Published after `close()`."""
+
+
+class _Socket(_socket.socket):
+    """A datagram socket that closes itself, and never another.
+
+    Not `socket.socket`: it needs none of what that adds, least of all where
+    gevent or eventlet have put theirs in its place.
+    """
+
+    __slots__ = ("_identity",)
+
+    def __init__(self, family: int, descriptor: int) -> None:
+        super().__init__(family, socket.SOCK_DGRAM, 0, descriptor)
+        self.setblocking(False)
+        self._identity = _identity(descriptor)
+
+    def is_ours(self) -> bool:
+        """Whether the descriptor is still this socket."""
+        try:
+            return _identity(self.fileno()) == self._identity
+        except OSError:
+            return False
+
+    def give_up(self) -> None:
+        """Closes it, or leaves the descriptor to whom it now belongs."""
+        if self.is_ours():
+            self.close()
+        else:
+            self.detach()
+
+    def __del__(self) -> None:
+        try:
+            self.give_up()
+        except Exception:  # The interpreter ends and has taken the modules away.
+            pass
+
+
+class Link:
+    """A socket towards one bus, opened when the first event is sent."""
+
+    def __init__(self, peer: Optional[Peer]) -> None:
+        self.peer = peer
+        self.send: Send = self._connect_and_send
+        """Hands a datagram to the kernel, with `FLAGS`. Raises `OSError`."""
+        self._socket: Optional[_Socket] = None
+        self._closed = False
+        self._reconnect_at = 0.0
+
+    @property
+    def is_unix(self) -> bool:
+        """Whether the bus is a Unix socket."""
+        return self.peer is not None and self.peer.family == socket.AF_UNIX
+
+    def found_nobody(self, error: OSError, send: Send) -> bool:
+        """Whether a connected socket's `send` failed because nobody is there."""
+        nobody = _NOBODY_UNIX if self.is_unix else _NOBODY_UDP
+        return error.errno in nobody and send != self._connect_and_send
+
+    def send_again(self, send: Send, datagram: bytes) -> None:
+        """After `send` found nobody: over UDP it spoke of an earlier datagram,
+        over Unix another may have the path by now."""
+        if self.is_unix:
+            send = self.send = self._connect_and_send
+        send(datagram, FLAGS)
+
+    def mend(self, error: OSError, send: Send) -> None:
+        """After `send` failed: makes the next one begin anew where that helps."""
+        if error.errno in _NOT_OURS:
+            self._forget(send)
+        elif error.errno == errno.EAGAIN and self.is_unix:
+            self._reconnect_seldom()
+
+    def close(self) -> None:
+        """Refuses what comes later. A thread that is sending closes the socket
+        when it is done; else it is closed now."""
+        self._closed = True
+        self.send = self._connect_and_send
+        self._socket = None
+
+    def in_child(self) -> Link:
+        """The same way from a child, by a socket of its own. That of the parent
+        is closed here, where no other thread can be using it."""
+        link = Link(self.peer)
+        link._closed = self._closed
+        if self._socket is not None:
+            self._socket.give_up()
+        return link
+
+    def towards(self, peer: Peer) -> Link:
+        """A way to another address, closed if this one is."""
+        link = Link(peer)
+        link._closed = self._closed
+        return link
+
+    def _connect_and_send(self, datagram: bytes, flags: int) -> int:
+        if self._closed:
+            raise Closed
+        if self.peer is None:
+            raise OSError(errno.EHOSTUNREACH, "the bus's address is not known")
+        connected = self._opened(self.peer.family)
+        connected.connect(self.peer.address)
+        self.send = connected.send
+        if self._closed:  # By another thread, meanwhile.
+            self.close()
+        return connected.send(datagram, flags)
+
+    def _opened(self, family: int) -> _Socket:
+        opened = self._socket
+        if opened is None or not opened.is_ours():
+            if opened is not None:
+                opened.detach()
+            opened = self._socket = _open(family)
+        return opened
+
+    def _forget(self, send: Send) -> None:
+        if self.send == send:
+            self.send = self._connect_and_send
+        forgotten, self._socket = self._socket, None
+        if forgotten is not None and not forgotten.is_ours():
+            forgotten.detach()
+
+    def _reconnect_seldom(self) -> None:
+        now = time.monotonic()
+        if now >= self._reconnect_at:
+            self._reconnect_at = now + _RECONNECT_SECONDS_MIN
+            self.send = self._connect_and_send
+
+
+def _open(family: int) -> _Socket:
+    plain = _socket.socket(family, socket.SOCK_DGRAM)
+    try:
+        high = fcntl.fcntl(plain.fileno(), fcntl.F_DUPFD_CLOEXEC, _DESCRIPTOR_MIN)
+    except OSError:  # The limit is lower, or all are taken.
+        return _Socket(family, plain.detach())
+    plain.close()
+    return _Socket(family, high)
+
+
+def _identity(descriptor: int) -> tuple[int, int]:
+    status = os.fstat(descriptor)
+    return status.st_dev, status.st_ino
