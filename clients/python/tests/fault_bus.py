@@ -45,8 +45,8 @@ class Script:
         if asked.HasField("report"):
             self.reports.append(asked.report)
         if self.refusal is not None:
-            reason = bus_pb2.Refusal.Reason.Value(self.refusal)
-            answer = bus_pb2.Frame(refusal=bus_pb2.Refusal(reason=reason, nonce=asked.nonce))
+            refusal = bus_pb2.Refusal(reason=self.refusal, nonce=asked.nonce)
+            answer = bus_pb2.Frame(refusal=refusal)
         elif asked.cookie in (self._cookie("lease"), self._cookie("prove")):
             lease = bus_pb2.Lease(
                 bus=self.id, lease_ms=self.lease_ms, cookie=self._cookie("lease"), nonce=asked.nonce

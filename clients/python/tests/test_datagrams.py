@@ -20,7 +20,7 @@ GOLDEN = load("datagrams.json")
 SENDER, NONCE = int(GOLDEN["sender"]), int(GOLDEN["nonce"])
 
 
-def by_name(kind: str) -> Any:
+def by_name(kind: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("case", GOLDEN[kind], ids=lambda case: case["name"])
 
 

@@ -8,7 +8,6 @@ expected. The other clients' runners do the same.
 import contextlib
 import dataclasses
 import io
-import json
 import logging
 import os
 import resource
@@ -271,11 +270,13 @@ def open_sockets() -> set[int]:
 @pytest.mark.parametrize(("case", "over"), cases("subscriber"))
 def test_subscriber(case: Case, over: str, tmp_path: Path) -> None:
     with contextlib.ExitStack() as cleanup:
-        driver = SessionDriver() if over == "session" else SocketDriver(over, tmp_path, cleanup)
+        on_session = over == "session"
+        driver = SessionDriver() if on_session else SocketDriver(over, tmp_path, cleanup)
         world = SubscriberWorld(driver)
         run_steps(world, case["steps"])
         world.do_stats(case["stats"])
-        if over == "session":
+        # Over sockets, it depends on the machine's speed what is asked twice.
+        if isinstance(driver, SessionDriver):
             assert driver.requests == unfolded(case["requests"])
 
 
@@ -286,10 +287,14 @@ def unfolded(requests: list[str]) -> list[str]:
 
 
 class SubscriberWorld:
-    """One subscription, the runs of a bus, and the way between them."""
+    """One subscription, the runs of a bus, and the way between them.
+
+    A case is over what its steps can be done with: no session has a socket, and
+    nobody waits for a real clock.
+    """
 
     def __init__(self, driver: "Union[SessionDriver, SocketDriver]") -> None:
-        self._driver = driver
+        self._driver: Any = driver
         self._bus = Script(FIRST_ID)
         self._held: list[bytes] = []
 
@@ -469,7 +474,7 @@ class SocketDriver:
         if self._subscribing is None:
             pool = self._cleanup.enter_context(ThreadPoolExecutor(1))
             self._subscribing = pool.submit(
-                subscribe, ">", address=self._sockets.address, timeout=PATIENCE_SECONDS
+                lambda: subscribe(">", address=self._sockets.address, timeout=PATIENCE_SECONDS)
             )
 
     def start(self, bus: Script) -> None:
