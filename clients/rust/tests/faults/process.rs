@@ -41,10 +41,8 @@ pub(crate) fn close(descriptor: RawFd) {
 pub(crate) fn replace(descriptor: RawFd) {
     let file = File::open("/dev/null").unwrap();
     // SAFETY: as for `close`.
-    assert_eq!(
-        unsafe { libc::dup2(file.as_raw_fd(), descriptor) },
-        descriptor
-    );
+    let replaced = unsafe { libc::dup2(file.as_raw_fd(), descriptor) };
+    assert_eq!(replaced, descriptor);
 }
 
 /// The process's descriptors that are sockets.

@@ -14,7 +14,7 @@ use crate::process;
 const PAYLOAD: &[u8] = b"payload";
 
 /// No datagram takes it.
-const TOO_LARGE: [u8; 65_507] = [0; 65_507];
+static TOO_LARGE: [u8; 65_507] = [0; 65_507];
 
 pub(crate) fn run(case: &PublisherCase, over: &str) {
     let mut world = World::new(over);
