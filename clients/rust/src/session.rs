@@ -67,7 +67,7 @@ impl Session {
             queue: VecDeque::new(),
             told: FlowCounts::default(),
             unsent: None,
-            log: SubscriberLog::default(),
+            log: SubscriberLog::new(),
         }
     }
 
@@ -84,7 +84,7 @@ impl Session {
     /// is known. Where none can be opened, all stays as it is.
     pub(crate) fn look_for_bus(&mut self) -> Option<Endpoint> {
         let now = self.now();
-        let is_lost = self.subscription.state() == LeaseState::Asking;
+        let is_lost = self.is_of_this_process() && self.subscription.state() == LeaseState::Asking;
         let silent_since = is_lost.then(|| self.subscription.heard_at());
         let target = self.search.poll(now, silent_since)?;
         let endpoint = Endpoint::open(&target, self.receive_buffer_bytes).ok()?;

@@ -2,7 +2,12 @@
 //! its own, whose descriptors nobody else changes.
 #![cfg(target_os = "linux")]
 #![expect(unsafe_code, reason = "it does what no program should")]
-#![expect(clippy::unwrap_used, reason = "what helps tests may panic as they do")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "what helps tests may panic as they do"
+)]
 
 mod common;
 
