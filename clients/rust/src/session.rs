@@ -16,6 +16,7 @@ use crate::endpoint::{Arrival, BUFFER_BYTES, Endpoint};
 use crate::flow::FlowCounts;
 use crate::fork;
 use crate::lease::{LeaseState, Refusal, Subscription, Verdict};
+use crate::link::is_not_ours;
 use crate::log::SubscriberLog;
 use crate::received::{
     Item, Loss, ReceivedEvent, ReceivedFrame, RecvError, SubscribeError, SubscriberStats,
@@ -90,6 +91,13 @@ impl Session {
         let endpoint = Endpoint::open(&target, self.receive_buffer_bytes).ok()?;
         self.search.go_to(target);
         Some(endpoint)
+    }
+
+    /// A socket to go on by, where the error says that something else in the process
+    /// closed the present one, or shut it down.
+    pub(crate) fn replacement(&self, error: &io::Error) -> Option<Endpoint> {
+        let open = || Endpoint::open(self.search.target(), self.receive_buffer_bytes);
+        is_not_ours(error).then(|| open().ok()).flatten()
     }
 
     /// Sends what is due, and says how long to wait for a datagram: till the deadline

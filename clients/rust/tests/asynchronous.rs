@@ -69,7 +69,7 @@ fn connects_by_the_handshake_and_tells_the_bus_when_it_is_dropped() {
                 nonce: first.nonce,
             };
             bus.answer(Control::Challenge(challenge), from);
-            assert_eq!(bus.receive_subscribe().0.cookie, b"c");
+            assert_eq!(bus.receive_renewal().cookie, b"c");
             bus.send(&events(0, &["early"]), from);
             bus.grant(first.nonce, from);
             bus.send(&events(0, &["x", "y"]), from);
@@ -156,7 +156,7 @@ fn renews_while_it_is_awaited_and_goes_on_after_it_was_not() {
             nonce: request.nonce,
         };
         bus.answer(Control::Lease(brief.clone()), from);
-        assert_eq!(bus.receive_subscribe().0.cookie, b"brief");
+        assert_eq!(bus.receive_renewal().cookie, b"brief");
         bus.answer(Control::Lease(brief), from);
         bus.send(&events(0, &["x"]), from);
         (bus, from)
@@ -172,7 +172,7 @@ fn renews_while_it_is_awaited_and_goes_on_after_it_was_not() {
         bus.send(&events(1, &["y"]), from);
         assert_eq!(subscriber.recv().await.unwrap().payload, b"y");
         assert_eq!(subscriber.stats().lapses, lapses + 1);
-        assert_eq!(bus.receive_subscribe().0.cookie, b"brief");
+        assert_eq!(bus.receive_renewal().cookie, b"brief");
     });
 }
 
