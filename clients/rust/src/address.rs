@@ -13,8 +13,8 @@ use std::str::FromStr;
 /// The environment variable that clients take their default address from.
 pub const BUS_VARIABLE: &str = "HAILMARY_BUS";
 
-/// The environment variable that turns publishing off where it is `1`, as in an
-/// application's tests: see [`Publisher::from_env`](crate::Publisher::from_env).
+/// The environment variable that turns publishing off where it is `1` (or `true`,
+/// `yes`, `on`), as in an application's tests: see [`Publisher::from_env`](crate::Publisher::from_env).
 pub const DISABLE_VARIABLE: &str = "HAILMARY_DISABLE";
 
 /// The UDP port of a bus.
@@ -105,10 +105,11 @@ impl Address {
     }
 }
 
-/// Only 1 turns publishing off. All else is taken for a no, lest a typing error
-/// silence an application.
+/// Anything but a clear yes is a no, lest a typing error silence an application.
 pub(crate) fn is_disabled() -> bool {
-    std::env::var_os(DISABLE_VARIABLE).is_some_and(|value| value == "1")
+    let value = std::env::var(DISABLE_VARIABLE).unwrap_or_default();
+    let value = value.trim().to_ascii_lowercase();
+    ["1", "true", "yes", "on"].contains(&value.as_str())
 }
 
 /// An [`Address`] whose name has been looked up.

@@ -221,13 +221,25 @@ impl AsyncSubscriber {
         let (endpoint, buffer) = (&self.endpoint, self.session.buffer());
         let read = self.readiness.read(|| endpoint.receive_now(buffer));
         let arrival = match tokio::time::timeout(wait, read).await {
-            Ok(outcome) => absent_as_none(outcome)?,
+            Ok(outcome) => absent_as_none(outcome).map_err(|error| self.mend(error))?,
             Err(_) => None,
         };
         if arrival.is_none() {
             self.session.handle_silence();
         }
         Ok(arrival)
+    }
+
+    /// Goes on by another socket where this one is lost. Its number may be another's
+    /// by now, and is never closed.
+    fn mend(&mut self, error: io::Error) -> io::Error {
+        if let Some(endpoint) = self.session.replacement(&error)
+            && let Ok(readiness) = Readiness::of(&endpoint)
+        {
+            self.readiness = readiness;
+            std::mem::forget(std::mem::replace(&mut self.endpoint, endpoint));
+        }
+        error
     }
 
     /// A socket that always has something to read would else hold its thread.

@@ -91,12 +91,12 @@ impl SubscriberBuilder {
     }
 
     /// Asks for this share of the events, above 0 and at most 1; the bus drops the
-    /// others and counts them in `dropped_by_bus` of the [stats](SubscriberStats).
+    /// others and counts them in `dropped_by_bus` of the [stats](crate::SubscriberStats).
     ///
     /// Events with equal keys are kept or dropped together: kept are those whose key's
     /// XXH3-64 (no seed) is below `share` x 2^64. So all buses keep the same keys, and
     /// a smaller share is part of a larger one. Events without a key are kept at random.
-    /// Each event that comes has the [`weight`](ReceivedEvent::weight) 1 / `share`.
+    /// Each event that comes has the [`weight`](crate::ReceivedEvent::weight) 1 / `share`.
     pub fn sample(mut self, share: f64) -> Self {
         self.request.sample = share;
         self
@@ -106,7 +106,7 @@ impl SubscriberBuilder {
     ///
     /// In any time come at most one second's worth of events and what the rate gives in
     /// that time. The others are dropped, never delayed, and counted in `dropped_by_bus`
-    /// of the [stats](SubscriberStats). They are in nobody's weight: unlike a sample, a
+    /// of the [stats](crate::SubscriberStats). They are in nobody's weight: unlike a sample, a
     /// rate keeps what comes first.
     pub fn rate(mut self, events_per_second: u32) -> Self {
         self.request.events_per_second = events_per_second;

@@ -15,17 +15,25 @@ mod off {
     use crate::books::PublishError;
     use crate::lease::SubscriptionCounts;
 
-    #[derive(Debug, Default)]
+    #[derive(Debug)]
     pub(crate) struct PublisherLog;
 
     impl PublisherLog {
+        pub(crate) fn new() -> Self {
+            Self
+        }
+
         pub(crate) fn dropped(&self, _: PublishError) {}
     }
 
-    #[derive(Debug, Default)]
+    #[derive(Debug)]
     pub(crate) struct SubscriberLog;
 
     impl SubscriberLog {
+        pub(crate) fn new() -> Self {
+            Self
+        }
+
         #[inline]
         pub(crate) fn look(&mut self, _: SubscriptionCounts) {}
     }
@@ -90,8 +98,8 @@ mod on {
         failed: Kind,
     }
 
-    impl Default for PublisherLog {
-        fn default() -> Self {
+    impl PublisherLog {
+        pub(crate) fn new() -> Self {
             Self {
                 began: Instant::now(),
                 invalid: Kind::default(),
@@ -103,9 +111,7 @@ mod on {
                 failed: Kind::default(),
             }
         }
-    }
 
-    impl PublisherLog {
         pub(crate) fn dropped(&self, reason: PublishError) {
             let kind = match reason {
                 PublishError::Invalid(_) => &self.invalid,
@@ -132,8 +138,8 @@ mod on {
         restart: Kind,
     }
 
-    impl Default for SubscriberLog {
-        fn default() -> Self {
+    impl SubscriberLog {
+        pub(crate) fn new() -> Self {
             Self {
                 began: Instant::now(),
                 lapses: 0,
@@ -142,9 +148,7 @@ mod on {
                 restart: Kind::default(),
             }
         }
-    }
 
-    impl SubscriberLog {
         /// Tells of what has happened since it last looked.
         pub(crate) fn look(&mut self, counts: SubscriptionCounts) {
             if counts.lapses != self.lapses {

@@ -24,7 +24,7 @@ use crate::fork;
 use crate::link::{Link, failure, is_not_ours};
 use crate::log::PublisherLog;
 use crate::ping::{Pong, ping_target};
-use crate::random::{child_id, random_id};
+use crate::random::{random_id, random_id_or};
 use crate::spy::{Recording, Spy};
 use crate::trace_context::with_context;
 use crate::way::Way;
@@ -48,15 +48,15 @@ thread_local! {
 /// Sends events to a bus and forgets them.
 ///
 /// It never blocks, and a full, dead, missing or restarting bus costs it a
-/// failed system call; it finds a bus that comes later by itself. It is cheap to
+/// failed system call or two; it finds a bus that comes later by itself. It is cheap to
 /// clone and may be used from all threads at once, and from async code as it is:
 /// clones share the socket, the sender's id and the counts. Dropping the last
 /// clone closes the socket; nothing is left to be sent then.
 ///
 /// After a `fork`, the child's first event begins a flow of its own, with a new
 /// sender id, counts at zero and a socket of its own. The parent's socket stays
-/// open in the child, unused: its number may be another's there, which may not be
-/// closed.
+/// open in the child, unused and never closed there: its number may be another's, as
+/// daemons close all that they were left.
 ///
 /// Should something else in the process close the socket or shut it down, the
 /// event that meets it is dropped as `failed`, and the next one goes by a new
@@ -131,7 +131,7 @@ impl Publisher {
         }
         let address = Address::from_env()?;
         let way = Target::resolve(&address).map_or(Way::Unknown, Way::to);
-        Ok(Self::of_way(Some(address), way, child_id(0)))
+        Ok(Self::of_way(Some(address), way, random_id_or(0)))
     }
 
     /// A publisher that sends nothing, for tests and for programs that shall run
@@ -139,7 +139,7 @@ impl Publisher {
     /// an error here as well; of the legal ones nothing is kept or counted.
     #[must_use]
     pub fn nop() -> Self {
-        Self::of_way(None, Way::Nowhere, child_id(0))
+        Self::of_way(None, Way::Nowhere, random_id_or(0))
     }
 
     /// A publisher for tests, and what sees all that it publishes. It keeps the
@@ -164,7 +164,10 @@ impl Publisher {
     pub fn spy() -> (Self, Spy) {
         let recording = Arc::new(Recording::default());
         let way = Way::Spy(Arc::clone(&recording));
-        (Self::of_way(None, way, child_id(0)), Spy::new(recording))
+        (
+            Self::of_way(None, way, random_id_or(0)),
+            Spy::new(recording),
+        )
     }
 
     fn new(address: Option<Address>, way: Way) -> io::Result<Self> {
@@ -183,7 +186,7 @@ impl Publisher {
         let shared = Shared {
             address,
             flow: ArcSwap::from_pointee(flow),
-            log: PublisherLog::default(),
+            log: PublisherLog::new(),
         };
         Self {
             shared: Arc::new(shared),
@@ -295,6 +298,16 @@ impl Publisher {
     }
 }
 
+impl Drop for Shared {
+    /// A child does not close what is its parent's: see [`Shared::replace`].
+    fn drop(&mut self) {
+        let flow = self.flow.load_full();
+        if flow.generation != fork::generation() {
+            std::mem::forget(flow);
+        }
+    }
+}
+
 impl Shared {
     /// The flow of this process.
     #[inline]
@@ -402,7 +415,7 @@ impl Flow {
     fn of_child(&self) -> Self {
         Self {
             generation: fork::generation(),
-            books: Arc::new(Books::new(child_id(self.books.sender()))),
+            books: Arc::new(Books::new(random_id_or(self.books.sender()))),
             way: self.way.of_child(),
         }
     }
@@ -511,5 +524,42 @@ impl Batch {
 impl Drop for Batch {
     fn drop(&mut self) {
         self.flush();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+
+    use super::*;
+
+    #[test]
+    fn a_socket_that_was_not_to_be_had_is_opened_later() {
+        let bus = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let target = Target::Udp(bus.local_addr().unwrap());
+        let kind = io::ErrorKind::PermissionDenied;
+        let publisher = Publisher::of_way(None, Way::Unopened(target, kind), 7);
+        let event = Event::new("a", "");
+        let error = publisher.try_publish(&event).unwrap_err();
+        assert_eq!(error, PublishError::Failed(kind));
+        publisher.try_publish(&event).unwrap();
+        assert_eq!((publisher.stats().sent, publisher.stats().failed), (1, 1));
+        assert!(bus.recv(&mut [0; 64]).is_ok());
+    }
+
+    #[test]
+    fn a_bus_that_moved_gets_what_comes_after() {
+        let buses = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
+        let [old, new] = buses.each_ref().map(|bus| bus.local_addr().unwrap());
+        let publisher = Publisher::of_way(None, Way::to(Target::Udp(old)), 7);
+        let clone = publisher.clone();
+        clone.publish("a", "");
+        publisher.shared.go_by(Way::to(Target::Udp(new)));
+        clone.publish("a", "");
+        for bus in buses {
+            assert!(bus.recv(&mut [0; 64]).is_ok());
+            bus.set_nonblocking(true).unwrap();
+            assert!(bus.recv(&mut [0; 64]).is_err());
+        }
     }
 }

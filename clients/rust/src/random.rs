@@ -10,15 +10,14 @@ pub(crate) fn random_id() -> io::Result<u64> {
     Ok(id.max(1))
 }
 
-/// As [`random_id`]; where there is no randomness to be had, one made of a parent's
-/// id, which is a secret, and what tells its children from each other. A child that
-/// may not fail has no better one.
-pub(crate) fn child_id(parent: u64) -> u64 {
-    random_id().unwrap_or_else(|_| derived_id(parent))
+/// As [`random_id`]. Where there is no randomness to be had, one made of a secret, if
+/// there is one, and of what tells this process from others: for those who may not fail.
+pub(crate) fn random_id_or(secret: u64) -> u64 {
+    random_id().unwrap_or_else(|_| derived_id(secret))
 }
 
-fn derived_id(parent: u64) -> u64 {
-    let own = (parent, std::process::id(), SystemTime::now());
+fn derived_id(secret: u64) -> u64 {
+    let own = (secret, std::process::id(), SystemTime::now());
     RandomState::new().hash_one(own).max(1)
 }
 
@@ -27,9 +26,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_derived_id_is_another_than_the_parents() {
-        let parent = random_id().unwrap();
-        assert_ne!(derived_id(parent), parent);
-        assert_ne!(derived_id(parent), derived_id(parent ^ 1));
+    fn a_derived_id_is_another_each_time() {
+        let secret = random_id().unwrap();
+        assert_ne!(derived_id(secret), secret);
+        assert_ne!(derived_id(secret), derived_id(secret));
     }
 }

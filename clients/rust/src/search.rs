@@ -62,6 +62,11 @@ impl Search {
         None
     }
 
+    /// Where the bus is, as far as is known.
+    pub(crate) fn target(&self) -> &Target {
+        &self.target
+    }
+
     /// The bus is looked for there now.
     pub(crate) fn go_to(&mut self, target: Target) {
         self.target = target;

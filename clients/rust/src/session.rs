@@ -16,6 +16,7 @@ use crate::endpoint::{Arrival, BUFFER_BYTES, Endpoint};
 use crate::flow::FlowCounts;
 use crate::fork;
 use crate::lease::{LeaseState, Refusal, Subscription, Verdict};
+use crate::link::is_not_ours;
 use crate::log::SubscriberLog;
 use crate::received::{
     Item, Loss, ReceivedEvent, ReceivedFrame, RecvError, SubscribeError, SubscriberStats,
@@ -67,7 +68,7 @@ impl Session {
             queue: VecDeque::new(),
             told: FlowCounts::default(),
             unsent: None,
-            log: SubscriberLog::default(),
+            log: SubscriberLog::new(),
         }
     }
 
@@ -84,12 +85,19 @@ impl Session {
     /// is known. Where none can be opened, all stays as it is.
     pub(crate) fn look_for_bus(&mut self) -> Option<Endpoint> {
         let now = self.now();
-        let is_lost = self.subscription.state() == LeaseState::Asking;
+        let is_lost = self.is_of_this_process() && self.subscription.state() == LeaseState::Asking;
         let silent_since = is_lost.then(|| self.subscription.heard_at());
         let target = self.search.poll(now, silent_since)?;
         let endpoint = Endpoint::open(&target, self.receive_buffer_bytes).ok()?;
         self.search.go_to(target);
         Some(endpoint)
+    }
+
+    /// A socket to go on by, where the error says that something else in the process
+    /// closed the present one, or shut it down.
+    pub(crate) fn replacement(&self, error: &io::Error) -> Option<Endpoint> {
+        let open = || Endpoint::open(self.search.target(), self.receive_buffer_bytes);
+        is_not_ours(error).then(|| open().ok()).flatten()
     }
 
     /// Sends what is due, and says how long to wait for a datagram: till the deadline

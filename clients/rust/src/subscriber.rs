@@ -31,6 +31,9 @@ const IDLE_TURNS_MAX: u32 = 64;
 /// that lives no longer than that asks the name server, as often as every 10 seconds.
 /// Dropping a subscriber tells the bus.
 ///
+/// Should something else in the process close the socket, the call that meets this
+/// fails, and the next one goes on by a new socket and asks for a lease anew.
+///
 /// After a `fork` it is the parent's: in the child it receives nothing any more but
 /// [`RecvError::Forked`], and dropping it tells nobody.
 ///
@@ -305,11 +308,21 @@ impl Subscriber {
             self.endpoint = moved;
         }
         let wait = self.session.begin_turn(&self.endpoint, deadline)?;
-        let arrival = self.endpoint.receive(self.session.buffer(), wait)?;
+        let received = self.endpoint.receive(self.session.buffer(), wait);
+        let arrival = received.map_err(|error| self.mend(error))?;
         if arrival.is_none() {
             self.session.handle_silence();
         }
         Ok(arrival)
+    }
+
+    /// Goes on by another socket where this one is lost. Its number may be another's
+    /// by now, and is never closed.
+    fn mend(&mut self, error: io::Error) -> io::Error {
+        if let Some(endpoint) = self.session.replacement(&error) {
+            std::mem::forget(std::mem::replace(&mut self.endpoint, endpoint));
+        }
+        error
     }
 }
 

@@ -3,6 +3,7 @@
 #![cfg(feature = "tokio")]
 #![expect(
     clippy::unwrap_used,
+    clippy::indexing_slicing,
     clippy::panic,
     reason = "what helps tests may panic as they do"
 )]
@@ -68,7 +69,7 @@ fn connects_by_the_handshake_and_tells_the_bus_when_it_is_dropped() {
                 nonce: first.nonce,
             };
             bus.answer(Control::Challenge(challenge), from);
-            assert_eq!(bus.receive_subscribe().0.cookie, b"c");
+            assert_eq!(bus.receive_renewal().cookie, b"c");
             bus.send(&events(0, &["early"]), from);
             bus.grant(first.nonce, from);
             bus.send(&events(0, &["x", "y"]), from);
@@ -90,18 +91,19 @@ fn connects_by_the_handshake_and_tells_the_bus_when_it_is_dropped() {
 /// Of every poll that does not complete, the future is dropped.
 #[test]
 fn a_future_that_is_dropped_at_any_await_takes_nothing_with_it() {
-    const FRAMES: u64 = 400;
+    const FRAMES: u32 = 400;
     let bus = StandIn::open();
     runtime().block_on(async {
         let (mut subscriber, _, from) = subscribed(&bus).await;
         let (mut payloads, mut losses, mut dropped) = (Vec::new(), 0, 0);
         for frame in 0..FRAMES {
             // Every tenth frame tells of an event that the bus dropped before it.
-            let sequence = frame * 3 + frame / 10;
+            let told = u64::from(frame / 10);
+            let sequence = u64::from(frame * 3) + told;
             let mut next = events(sequence, &["a", "b", "c"]);
-            next.stamp.as_mut().unwrap().dropped = frame / 10;
+            next.stamp.as_mut().unwrap().dropped = told;
             bus.send(&next, from);
-            let expected = (frame as usize + 1) * 3;
+            let expected = usize::try_from(frame + 1).unwrap() * 3;
             while payloads.len() < expected {
                 let owned = |item| match item {
                     Item::Event(event) => Some(event.payload),
@@ -133,11 +135,11 @@ fn a_future_that_is_dropped_at_any_await_takes_nothing_with_it() {
             }
         }
         assert!(dropped > 0, "no future was dropped");
-        assert_eq!(payloads.concat(), b"abc".repeat(FRAMES as usize));
+        assert_eq!(payloads.concat(), b"abc".repeat(FRAMES.try_into().unwrap()));
         losses += subscriber.take_loss().map_or(0, |loss| loss.dropped_by_bus);
         let stats = subscriber.close();
-        assert_eq!((stats.received, stats.lost), (3 * FRAMES, 0));
-        assert_eq!(losses, (FRAMES - 1) / 10);
+        assert_eq!((stats.received, stats.lost), (u64::from(3 * FRAMES), 0));
+        assert_eq!(losses, u64::from((FRAMES - 1) / 10));
     });
 }
 
@@ -154,7 +156,7 @@ fn renews_while_it_is_awaited_and_goes_on_after_it_was_not() {
             nonce: request.nonce,
         };
         bus.answer(Control::Lease(brief.clone()), from);
-        assert_eq!(bus.receive_subscribe().0.cookie, b"brief");
+        assert_eq!(bus.receive_renewal().cookie, b"brief");
         bus.answer(Control::Lease(brief), from);
         bus.send(&events(0, &["x"]), from);
         (bus, from)
@@ -170,7 +172,7 @@ fn renews_while_it_is_awaited_and_goes_on_after_it_was_not() {
         bus.send(&events(1, &["y"]), from);
         assert_eq!(subscriber.recv().await.unwrap().payload, b"y");
         assert_eq!(subscriber.stats().lapses, lapses + 1);
-        assert_eq!(bus.receive_subscribe().0.cookie, b"brief");
+        assert_eq!(bus.receive_renewal().cookie, b"brief");
     });
 }
 

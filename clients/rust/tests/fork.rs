@@ -4,6 +4,7 @@
 #![expect(
     clippy::unwrap_used,
     clippy::indexing_slicing,
+    clippy::panic,
     reason = "what helps tests may panic as they do"
 )]
 
@@ -90,6 +91,7 @@ fn read_stamps(bus: &UnixDatagram, is_over: &AtomicBool) -> HashMap<String, Vec<
 #[test]
 fn each_child_begins_a_flow_of_its_own_while_threads_publish() {
     const CHILDREN: usize = 30;
+    const PARENT_THREADS: usize = 3;
     const EVENTS: u64 = 5;
     let place = SocketPath::new("fork");
     let bus = place.bind();
@@ -97,7 +99,7 @@ fn each_child_begins_a_flow_of_its_own_while_threads_publish() {
     let (is_over, is_read) = (AtomicBool::new(false), AtomicBool::new(false));
     let stamps = std::thread::scope(|scope| {
         let reading = scope.spawn(|| read_stamps(&bus, &is_read));
-        let threads = [(); 3].map(|()| {
+        let threads = [(); PARENT_THREADS].map(|()| {
             scope.spawn(|| {
                 while !is_over.load(Ordering::SeqCst) {
                     publisher.publish("parent", "");
@@ -142,9 +144,12 @@ fn each_child_begins_a_flow_of_its_own_while_threads_publish() {
         let sender = stamps[0].sender;
         assert!(stamps.iter().all(|stamp| stamp.sender == sender), "{topic}");
         assert!(senders.insert(sender), "{topic} has another's sender id");
-        // Each flow begins at zero, with nothing of the parent's in its counts.
+        // Each flow begins at zero, with nothing of the parent's in its counts: what
+        // went before its first frame was dropped, but for what each other thread has
+        // in its hands.
         let first = stamps.iter().min_by_key(|stamp| stamp.sequence).unwrap();
-        assert_eq!(first.sequence, first.dropped, "{topic}");
+        let untold = first.sequence - first.dropped;
+        assert!(untold < PARENT_THREADS as u64, "{topic}: {first:?}");
     }
     assert_eq!(senders.len(), 1 + 2 * CHILDREN);
     let stats = publisher.stats();

@@ -424,7 +424,8 @@ fn the_environment_names_the_bus_and_turns_publishing_off() {
     assert_eq!(bus.receive().0.events[0].topic, "a");
     run(&bus.address().to_string(), "0", "sent");
     run(&bus.address().to_string(), "1", "nop");
-    run("no address", "1", "nop");
+    run("no address", " True ", "nop");
+    run(&bus.address().to_string(), "perhaps", "sent");
     run("no address", "", "error");
     // A name that no name server may know (RFC 6761).
     run("hailmary.invalid:1", "", "unreachable");

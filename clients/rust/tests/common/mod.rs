@@ -74,6 +74,17 @@ impl StandIn {
         }
     }
 
+    /// The next request with a cookie. Before a lease is granted a slow machine may have
+    /// asked again without.
+    pub fn receive_renewal(&self) -> v1::Subscribe {
+        loop {
+            let (request, _) = self.receive_subscribe();
+            if !request.cookie.is_empty() {
+                return request;
+            }
+        }
+    }
+
     pub fn send(&self, frame: &v1::Frame, to: SocketAddr) {
         self.socket.send_to(&frame.encode_to_vec(), to).unwrap();
     }
