@@ -61,7 +61,8 @@ class PublisherStats:
     that waits in a batch or in the buffer is in no count yet."""
 
     sent: int = 0
-    """Handed to the kernel. What was lost later, only the bus can tell: asked by
+    """Handed to the kernel; one that another thread is handing over at this moment
+    counts already. What was lost later, only the bus can tell: asked by
     `Publisher.ping()`, it does, and then sent = received + lost + in flight."""
 
     invalid: int = 0
