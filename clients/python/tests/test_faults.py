@@ -467,7 +467,7 @@ class SocketDriver:
         self._subscribing: Optional[Future[Subscription]] = None
         self._subscription: Optional[Subscription] = None
         self._client: Any = None
-        self._runs: list[int] = []
+        self._runs: set[int] = set()
 
     def subscribe(self) -> None:
         """In a thread, since it waits for the bus, which is this one."""
@@ -487,7 +487,7 @@ class SocketDriver:
         self._sockets.move()
 
     def await_lease(self, bus: Script) -> None:
-        self._runs += [bus.id]
+        self._runs.add(bus.id)
         self._wait_until(lambda: self._has_lease(bus))
 
     def deliver(self, datagram: bytes) -> None:
@@ -525,7 +525,7 @@ class SocketDriver:
                 self._sockets.answer(answer, self._client)
         if self._subscription is not None:
             self._held.recv(timeout=0.01)
-            return self._held.stats().bus_restarts == len(self._runs) - 1
+            return bus.has_granted and self._held.stats().bus_restarts == len(self._runs) - 1
         assert self._subscribing is not None
         if self._subscribing.done():
             self._subscription = self._subscribing.result()

@@ -22,7 +22,8 @@ pub(crate) struct SocketDriver {
     /// Of one that is closed.
     last: SubscriberStats,
     client: Option<Client>,
-    leases: u64,
+    /// The runs of the bus that granted a lease.
+    runs: BTreeSet<u64>,
 }
 
 impl SocketDriver {
@@ -33,7 +34,7 @@ impl SocketDriver {
             subscriber: None,
             last: SubscriberStats::default(),
             client: None,
-            leases: 0,
+            runs: BTreeSet::new(),
         }
     }
 
@@ -78,16 +79,16 @@ impl Driver for SocketDriver {
         self.sockets.relocate();
     }
 
-    /// Each lease of a case over sockets but the first is of another run of the bus.
     fn await_lease(&mut self, bus: &mut Script) {
-        self.leases += 1;
+        self.runs.insert(bus.id);
         let began = Instant::now();
         loop {
             self.answer(bus);
             self.receive();
             let subscriber = self.subscriber.as_ref().unwrap();
-            let restarts = subscriber.stats().bus_restarts;
-            if subscriber.is_subscribed() && restarts == self.leases - 1 {
+            let runs = subscriber.stats().bus_restarts + 1;
+            let is_of_this_run = bus.has_granted && runs == self.runs.len() as u64;
+            if is_of_this_run && subscriber.is_subscribed() {
                 return;
             }
             assert!(began.elapsed() < PATIENCE, "no lease");
