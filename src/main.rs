@@ -62,7 +62,7 @@ fn main() -> ExitCode {
             if let Some(usage) = error.downcast_ref::<clap::Error>() {
                 usage.exit();
             }
-            eprintln!("hailmary: {error:#}");
+            hailmary::command::tell(format_args!("hailmary: {error:#}"));
             if error.is::<ConfigError>() {
                 BAD_CONFIGURATION.into()
             } else {

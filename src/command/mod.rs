@@ -9,7 +9,8 @@ pub mod publish;
 pub mod serve;
 pub mod subscribe;
 
-use std::io;
+use std::fmt::Display;
+use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -26,6 +27,12 @@ fn stop_flag() -> io::Result<Arc<AtomicBool>> {
         signal_hook::flag::register(signal, Arc::clone(&flag))?;
     }
     Ok(flag)
+}
+
+/// Says something of the command itself, on standard error. Where that takes nothing, as on a
+/// full disk, what the command is there for goes on.
+pub fn tell(what: impl Display) {
+    let _ = writeln!(io::stderr(), "{what}");
 }
 
 fn topic(text: &str) -> Result<String, TopicError> {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, bail, ensure};
 use hailmary_client::{Address, Event, Publisher};
 
-use super::stop_flag;
+use super::{stop_flag, tell};
 
 /// Publishes one event, or many.
 #[derive(Debug, clap::Args)]
@@ -100,7 +100,11 @@ impl Publish {
     fn report(&self, publisher: &Publisher) -> anyhow::Result<()> {
         let stats = publisher.stats();
         if self.lines || self.count != 1 {
-            eprintln!("published {}, dropped {}", stats.sent, stats.dropped());
+            tell(format_args!(
+                "published {}, dropped {}",
+                stats.sent,
+                stats.dropped()
+            ));
         }
         if stats.dropped() > 0 {
             bail!(
@@ -108,7 +112,7 @@ impl Publish {
                 stats.dropped()
             );
         }
-        ensure!(stats.refused_frames == 0, "no bus at {}", self.to);
+        ensure!(stats.bounced == 0, "no bus at {}", self.to);
         Ok(())
     }
 }

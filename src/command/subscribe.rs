@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 
 use crate::bus::leases::is_legal_name;
 
-use super::stop_flag;
+use super::{stop_flag, tell};
 
 /// How long one wait for an event lasts before signals are looked at.
 const LOOK_UP_EVERY: Duration = Duration::from_millis(100);
@@ -86,14 +86,16 @@ impl Subscribe {
         let mut subscriber = self.open()?;
         let mut printer = Printer::new(self);
         let mut is_announced = false;
+        let mut written = Ok(());
         let is_over = |now: Instant| deadline.is_some_and(|deadline| now >= deadline);
         while self.count.is_none_or(|count| printer.printed < count)
+            && written.is_ok()
             && !stop.load(Ordering::Relaxed)
             && !is_over(Instant::now())
         {
             if subscriber.is_subscribed() && !is_announced {
                 is_announced = true;
-                eprintln!("subscribed");
+                tell("subscribed");
             }
             if let (false, Some(refusal)) = (is_announced, subscriber.refusal()) {
                 return Err(refusal).with_context(|| format!("cannot subscribe at {}", self.from));
@@ -102,7 +104,8 @@ impl Subscribe {
             let item = match subscriber.recv_item_timeout(Duration::ZERO)? {
                 Some(item) => Some(item),
                 None => {
-                    if printer.out.flush().is_err() {
+                    written = printer.out.flush();
+                    if written.is_err() {
                         break;
                     }
                     let rest = deadline.map_or(LOOK_UP_EVERY, |deadline| {
@@ -111,11 +114,13 @@ impl Subscribe {
                     subscriber.recv_item_timeout(rest.min(LOOK_UP_EVERY))?
                 }
             };
-            if item.is_some_and(|item| printer.print(&item).is_err()) {
-                break; // Nobody reads any more.
+            if let Some(item) = item {
+                written = printer.print(&item);
             }
         }
-        let printed = printer.finish(subscriber);
+        let printed = printer.printed;
+        let finished = printer.finish(subscriber);
+        unless_nobody_reads(written.and(finished)).context("cannot print the events")?;
         match self.count {
             Some(count) if printed < count && is_over(Instant::now()) => {
                 bail!("{printed} of {count} events came in time")
@@ -223,23 +228,31 @@ impl Printer {
             return writeln!(self.out, "{notice}");
         }
         self.out.flush()?;
-        eprintln!("{loss}");
+        tell(loss);
         Ok(())
     }
 
-    /// Gives the lease back, says what came of the events, and how many were printed.
-    fn finish(mut self, subscriber: Subscriber) -> u64 {
+    /// Gives the lease back, prints what is not yet printed, and says what came of the events.
+    fn finish(mut self, subscriber: Subscriber) -> io::Result<()> {
         let stats = subscriber.close();
         let mut untold = Loss::default();
         untold.lost = stats.lost.saturating_sub(self.told.lost);
         untold.dropped_by_bus = stats
             .dropped_by_bus
             .saturating_sub(self.told.dropped_by_bus);
-        // Where nobody reads any more, the last line tells as well.
-        let _ = self.print_loss(&untold);
-        let _ = self.out.flush();
-        eprintln!("{}", summary(&stats));
-        self.printed
+        let noticed = self.print_loss(&untold);
+        let printed = self.out.flush();
+        // Also where nothing can be printed any more.
+        tell(summary(&stats));
+        noticed.and(printed)
+    }
+}
+
+/// Who reads may have had enough, as `head` has. A full disk is another matter.
+fn unless_nobody_reads(written: io::Result<()>) -> io::Result<()> {
+    match written {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other,
     }
 }
 

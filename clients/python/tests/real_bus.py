@@ -35,6 +35,11 @@ class RealBus:
         self.unix = f"unix://{unix}"
         self._metrics = f"{admin['address']}/metrics"
 
+    @property
+    def process_id(self) -> int:
+        """The program's."""
+        return self._program.process_id
+
     def scrape(self) -> Scrape:
         """What it counts."""
         with urllib.request.urlopen(self._metrics, timeout=10) as answer:

@@ -1,8 +1,11 @@
 """Publishers and subscribers at the real program."""
 
+import asyncio
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Union
 
@@ -11,7 +14,17 @@ from fake_bus import PATIENCE_SECONDS
 from lossy_way import lossy_way
 from real_bus import RealBus, needs_program, real_bus
 
-from hailmary import Event, Loss, Publisher, Reason, Refused, Subscription, subscribe
+from hailmary import (
+    Event,
+    Loss,
+    Publisher,
+    Reason,
+    Refused,
+    Runner,
+    Subscription,
+    aio,
+    subscribe,
+)
 
 pytestmark = needs_program
 
@@ -189,6 +202,92 @@ def test_losses_are_reported_to_the_bus(tmp_path: Path) -> None:
                 return told == stats.lost > 0 and stats.awaited == 0
 
             wait_until(is_told)
+
+
+@contextmanager
+def running(runner: Runner) -> Iterator[None]:
+    """A runner that has a lease, and that is stopped in the end."""
+    try:
+        assert runner.start(PATIENCE_SECONDS)
+        yield
+    finally:
+        runner.stop()
+
+
+def test_what_a_runner_drops_is_reported_to_the_bus(bus: RealBus) -> None:
+    go_on = threading.Event()
+
+    def wait(event: Event) -> None:
+        go_on.wait(PATIENCE_SECONDS)
+
+    runner = Runner(wait, ">", address=bus.unix, name="busy", lease_ms=1000, queue_events=4)
+    with running(runner), Publisher(bus.unix) as publisher:
+        for number in range(1, 21):
+            publisher.publish("a", b"")
+            wait_until(lambda: runner.stats().received == number)
+        dropped = runner.stats().dropped
+        assert dropped >= 20 - 4 - 2
+
+        def is_told() -> bool:
+            told = bus.scrape().total("subscriber_dropped_events_total", subscriber="busy")
+            return told == dropped
+
+        wait_until(is_told)
+        go_on.set()
+    stats = runner.stats()
+    assert (stats.received, stats.handled, stats.dropped) == (20, 20 - dropped, dropped)
+
+
+def test_two_runners_of_a_group_share_the_keys(bus: RealBus) -> None:
+    came: dict[str, list[bytes]] = {"1": [], "2": []}
+
+    def member(name: str) -> Runner:
+        return Runner(
+            lambda event: came[name].append(event.key),
+            ">",
+            address=bus.udp,
+            group="g",
+            name=name,
+        )
+
+    one, two = member("1"), member("2")
+    with running(one), running(two), Publisher(bus.udp) as publisher:
+        keys = [b"key-%d" % number for number in range(40)]
+        for key in keys * 2:
+            publisher.publish("a", b"", key=key)
+        wait_until(lambda: one.stats().handled + two.stats().handled == 80)
+    assert not set(came["1"]) & set(came["2"])
+    assert set(came["1"]) | set(came["2"]) == set(keys)
+    assert came["1"] and came["2"]
+
+
+def test_an_event_loop_publishes_and_subscribes(address: str) -> None:
+    async def main() -> list[bytes]:
+        with Publisher(address) as publisher:
+            async with aio.subscribe(">", address=address, timeout=PATIENCE_SECONDS) as events:
+                for number in range(UNIX_QUEUE_DATAGRAMS):
+                    publisher.publish("a", b"%d" % number)
+                return [(await events.__anext__()).payload for _ in range(UNIX_QUEUE_DATAGRAMS)]
+
+    assert asyncio.run(main()) == [b"%d" % number for number in range(UNIX_QUEUE_DATAGRAMS)]
+
+
+def test_an_event_loop_follows_a_restarted_bus(tmp_path: Path) -> None:
+    path = str(tmp_path / "bus.sock")
+
+    async def main() -> None:
+        with real_bus(tmp_path, unix=path) as old:
+            events = await aio.subscribe(">", address=old.unix).__aenter__()
+        with real_bus(tmp_path, unix=path) as new, Publisher(new.unix) as publisher:
+            event = None
+            while event is None:
+                publisher.publish("a", b"again")
+                event = await events.recv(timeout=0.05)
+            assert event.payload == b"again"
+            assert events.stats().bus_restarts == 1
+            events.close()
+
+    asyncio.run(asyncio.wait_for(main(), PATIENCE_SECONDS * 2))
 
 
 @pytest.mark.parametrize("seed", [1, 2])

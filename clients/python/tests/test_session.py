@@ -16,7 +16,7 @@ from hailmary._lease import (
     Reason,
     padded,
 )
-from hailmary._session import Origin, Session, SubscriptionStats
+from hailmary._session import UNHEARD_REQUESTS, Origin, Session, SubscriptionStats
 from hailmary._wire import bus_pb2
 
 NONCE = 0x1122334455667788
@@ -496,3 +496,43 @@ def test_what_is_awaited_in_the_end_is_lost() -> None:
     stats = subscriber.session.stats()
     assert (stats.received, stats.lost, stats.awaited) == (1, 2, 0)
     assert subscriber.session.poll_loss() == Loss(lost=2, dropped_by_bus=0)
+
+
+def test_what_was_dropped_here_is_reported_by_bus_and_told_once() -> None:
+    subscriber = subscribed()
+    subscriber.events(0, 5)
+    subscriber.session.drop(2)
+    subscriber.session.drop(0)
+    report = subscriber.next_request().report
+    assert (report.received, report.dropped) == (5, 2)
+    subscriber.grant(bus=BUS + 1)
+    subscriber.events(0, 3, bus=BUS + 1)
+    subscriber.session.drop(1)
+    report = subscriber.next_request().report
+    assert (report.bus, report.received, report.dropped) == (BUS + 1, 3, 1)
+    stats = subscriber.stats()
+    assert (stats.received, stats.dropped, stats.lost) == (8, 3, 0)
+    assert subscriber.session.poll_loss() == Loss(0, 0, 3)
+    assert subscriber.session.poll_loss() is None
+
+
+def test_a_notice_says_who_dropped() -> None:
+    assert str(Loss(12, 800)) == "812 events lost, 800 of them dropped by the bus"
+    assert Loss(1, 2, 3).events == 6
+    assert str(Loss(1, 2, 3)) == "6 events lost, 2 of them dropped by the bus, 3 on this side"
+
+
+def test_a_bus_is_silent_without_a_lease_and_without_answers() -> None:
+    subscriber = subscribed()
+    while subscriber.session.held:
+        assert not subscriber.session.silent, "the lease still stands"
+        subscriber.next_request()
+    assert subscriber.session.silent
+    subscriber.challenge()
+    assert not subscriber.session.silent
+    for _ in range(UNHEARD_REQUESTS):
+        assert not subscriber.session.silent
+        subscriber.next_request()
+    assert subscriber.session.silent
+    subscriber.refuse(bus_pb2.Refusal.FULL)
+    assert not subscriber.session.silent, "it is there, and full"

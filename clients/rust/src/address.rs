@@ -13,6 +13,10 @@ use std::str::FromStr;
 /// The environment variable that clients take their default address from.
 pub const BUS_VARIABLE: &str = "HAILMARY_BUS";
 
+/// The environment variable that turns publishing off where it is `1` (or `true`,
+/// `yes`, `on`), as in an application's tests: see [`Publisher::from_env`](crate::Publisher::from_env).
+pub const DISABLE_VARIABLE: &str = "HAILMARY_DISABLE";
+
 /// The UDP port of a bus.
 pub const BUS_PORT: u16 = 7277;
 
@@ -91,16 +95,44 @@ impl Address {
             Err(std::env::VarError::NotUnicode(_)) => Err(AddressError::Environment),
         }
     }
+
+    /// Whether a name server may be asked for it.
+    pub(crate) fn is_name(&self) -> bool {
+        match self {
+            Self::Udp { host, .. } => host.parse::<IpAddr>().is_err() && !host.contains('%'),
+            Self::Unix(_) => false,
+        }
+    }
+}
+
+/// Anything but a clear yes is a no, lest a typing error silence an application.
+pub(crate) fn is_disabled() -> bool {
+    let value = std::env::var(DISABLE_VARIABLE).unwrap_or_default();
+    let value = value.trim().to_ascii_lowercase();
+    ["1", "true", "yes", "on"].contains(&value.as_str())
 }
 
 /// An [`Address`] whose name has been looked up.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Target {
     Udp(SocketAddr),
     Unix(PathBuf),
 }
 
 impl Target {
+    /// Looks the host's name up again, and gives an address of it if the present one
+    /// is no more among them.
+    pub(crate) fn resolve_another(address: &Address, present: &Self) -> Option<Self> {
+        let Address::Udp { host, port } = address else {
+            return None;
+        };
+        let addresses = look_up(host, *port).ok()?;
+        let is_present = |&address: &SocketAddr| Self::Udp(address) == *present;
+        (!addresses.iter().any(is_present))
+            .then(|| preferred(&addresses).map(Self::Udp))
+            .flatten()
+    }
+
     /// Looks the host's name up, which may wait for a name server.
     pub(crate) fn resolve(address: &Address) -> io::Result<Self> {
         Ok(match address {
@@ -110,19 +142,22 @@ impl Target {
     }
 }
 
+fn resolve(host: &str, port: u16) -> io::Result<SocketAddr> {
+    let nothing = || io::Error::new(io::ErrorKind::NotFound, format!("{host:?} has no address"));
+    preferred(&look_up(host, port)?).ok_or_else(nothing)
+}
+
+fn look_up(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+    let addresses = (host, port).to_socket_addrs()?;
+    Ok(addresses.map(loopback_if_unspecified).collect())
+}
+
 /// Where a name has both kinds of address an IPv4 one is taken: a bus listens at
 /// 127.0.0.1 by default, and a datagram to `localhost`'s ::1 would find nobody
 /// without a word.
-fn resolve(host: &str, port: u16) -> io::Result<SocketAddr> {
-    let mut first = None;
-    for address in (host, port).to_socket_addrs()? {
-        if address.is_ipv4() {
-            return Ok(loopback_if_unspecified(address));
-        }
-        first = first.or(Some(address));
-    }
-    let nothing = || io::Error::new(io::ErrorKind::NotFound, format!("{host:?} has no address"));
-    first.map(loopback_if_unspecified).ok_or_else(nothing)
+fn preferred(addresses: &[SocketAddr]) -> Option<SocketAddr> {
+    let ipv4 = addresses.iter().find(|address| address.is_ipv4());
+    ipv4.or(addresses.first()).copied()
 }
 
 /// A datagram to 0.0.0.0 goes to this host, but the answer comes from 127.0.0.1
@@ -281,6 +316,20 @@ mod tests {
     fn asks_this_host_at_its_loopback_address() {
         assert_eq!(resolve("0.0.0.0", 1).unwrap().to_string(), "127.0.0.1:1");
         assert_eq!(resolve("::", 1).unwrap().to_string(), "[::1]:1");
+    }
+
+    #[test]
+    fn another_address_is_one_that_the_name_did_not_have() {
+        let address = |text: &str| text.parse::<Address>().unwrap();
+        let localhost = address("localhost:1");
+        let target = |text: &str| Target::Udp(text.parse().unwrap());
+        let another = |present: &str| Target::resolve_another(&localhost, &target(present));
+        assert_eq!(another("127.0.0.1:1"), None);
+        assert_eq!(another("192.0.2.1:1"), Some(target("127.0.0.1:1")));
+        assert!(localhost.is_name());
+        for text in ["[fe80::1%lo]:1", "[::1]:1", "127.0.0.1:1", "unix:///a"] {
+            assert!(!address(text).is_name(), "{text}");
+        }
     }
 
     proptest! {

@@ -16,6 +16,7 @@ use hailmary_proto::write::DATAGRAM_BYTES_MAX;
 use socket2::SockRef;
 
 use crate::address::Target;
+use crate::fork;
 use crate::lease::Origin;
 use crate::link::local_address;
 use crate::random::random_id;
@@ -55,7 +56,9 @@ pub(crate) struct Endpoint {
 }
 
 impl Endpoint {
-    pub(crate) fn open(target: &Target) -> io::Result<Self> {
+    /// Asks for a receive buffer of so many bytes. The kernel may grant less
+    /// without a word: see [`receive_buffer_bytes`](Self::receive_buffer_bytes).
+    pub(crate) fn open(target: &Target, receive_buffer_bytes: usize) -> io::Result<Self> {
         let socket = match target {
             Target::Udp(bus) => {
                 let socket = UdpSocket::bind(local_address(*bus))?;
@@ -72,14 +75,9 @@ impl Endpoint {
                 }
             }
         };
+        socket.as_ref().set_recv_buffer_size(receive_buffer_bytes)?;
         let timeout = None;
         Ok(Self { socket, timeout })
-    }
-
-    /// Asks for a receive buffer of so many bytes. The kernel may grant less
-    /// without a word: see [`receive_buffer_bytes`](Self::receive_buffer_bytes).
-    pub(crate) fn ask_receive_buffer(&self, bytes: usize) -> io::Result<()> {
-        self.socket.as_ref().set_recv_buffer_size(bytes)
     }
 
     /// What the kernel charges against. Linux grants twice what was asked for,
@@ -110,6 +108,12 @@ impl Endpoint {
         }
     }
 
+    /// The next datagram, if one is there; `WouldBlock` if not.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn receive_now(&self, buffer: &mut [u8]) -> io::Result<Arrival> {
+        self.socket.receive(buffer)
+    }
+
     fn receive_waiting(
         &mut self,
         buffer: &mut [u8],
@@ -124,6 +128,38 @@ impl Endpoint {
         let outcome = self.socket.receive(buffer);
         self.socket.as_ref().set_nonblocking(true)?;
         absent_as_none(outcome)
+    }
+}
+
+/// Tells tokio's reactor of an endpoint's datagrams, by a second descriptor of its
+/// socket. (A reactor that is given the first one must trust that it stays the same,
+/// which would take `unsafe`.)
+#[cfg(feature = "tokio")]
+#[derive(Debug)]
+pub(crate) enum Readiness {
+    Udp(tokio::net::UdpSocket),
+    Unix(tokio::net::UnixDatagram),
+}
+
+#[cfg(feature = "tokio")]
+impl Readiness {
+    pub(crate) fn of(endpoint: &Endpoint) -> io::Result<Self> {
+        Ok(match &endpoint.socket {
+            Socket::Udp { socket, .. } => {
+                Self::Udp(tokio::net::UdpSocket::from_std(socket.try_clone()?)?)
+            }
+            Socket::Unix { socket, .. } => {
+                Self::Unix(tokio::net::UnixDatagram::from_std(socket.try_clone()?)?)
+            }
+        })
+    }
+
+    /// Waits till `read` gives something else than `WouldBlock`.
+    pub(crate) async fn read<R>(&self, read: impl FnMut() -> io::Result<R>) -> io::Result<R> {
+        match self {
+            Self::Udp(socket) => socket.async_io(tokio::io::Interest::READABLE, read).await,
+            Self::Unix(socket) => socket.async_io(tokio::io::Interest::READABLE, read).await,
+        }
     }
 }
 
@@ -162,7 +198,7 @@ impl Socket {
 
 /// A timeout shows as `WouldBlock`, a signal as `Interrupted`: the caller looks
 /// at its clock and comes again. A refusal speaks of a request that got lost.
-fn absent_as_none(outcome: io::Result<Arrival>) -> io::Result<Option<Arrival>> {
+pub(crate) fn absent_as_none(outcome: io::Result<Arrival>) -> io::Result<Option<Arrival>> {
     match outcome {
         Ok(arrival) => Ok(Some(arrival)),
         Err(error) => match error.kind() {
@@ -205,6 +241,8 @@ fn bind_abstract() -> io::Result<UnixDatagram> {
 #[derive(Debug)]
 struct SocketDirectory {
     path: PathBuf,
+    /// The process that it belongs to, as none of its children does.
+    generation: usize,
 }
 
 /// `rwx--x--x`: see [`SocketDirectory`].
@@ -217,7 +255,8 @@ fn bind_in_directory(parent: &Path) -> io::Result<(UnixDatagram, SocketDirectory
     std::fs::DirBuilder::new()
         .mode(DIRECTORY_MODE)
         .create(&path)?;
-    let directory = SocketDirectory { path };
+    let generation = fork::generation();
+    let directory = SocketDirectory { path, generation };
     let name = directory.socket();
     let socket = UnixDatagram::bind(&name)?;
     std::fs::set_permissions(&name, std::fs::Permissions::from_mode(SOCKET_MODE))?;
@@ -232,6 +271,9 @@ impl SocketDirectory {
 
 impl Drop for SocketDirectory {
     fn drop(&mut self) {
+        if self.generation != fork::generation() {
+            return;
+        }
         // Nothing is left to be done where this fails.
         let _ = std::fs::remove_file(self.socket());
         let _ = std::fs::remove_dir(&self.path);
@@ -259,7 +301,7 @@ mod tests {
         let bus = UdpSocket::bind("127.0.0.1:0").unwrap();
         let stranger = UdpSocket::bind("127.0.0.1:0").unwrap();
         let target = Target::Udp(bus.local_addr().unwrap());
-        let mut endpoint = Endpoint::open(&target).unwrap();
+        let mut endpoint = Endpoint::open(&target, 1 << 16).unwrap();
         endpoint.send(b"ask").unwrap();
         let mut buffer = [0; 8];
         let (_, from) = bus.recv_from(&mut buffer).unwrap();

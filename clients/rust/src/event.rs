@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use hailmary_proto::topic::check_topic;
 use hailmary_proto::write::{EVENT_BYTES_MAX, EventParts, event_bytes};
 
-use crate::publisher::PublishError;
+use crate::books::PublishError;
 
 /// An event to publish. It borrows its parts, and costs nothing to make.
 ///
@@ -77,7 +77,7 @@ impl<'a> Event<'a> {
 
     /// How many bytes it takes in a frame, if it can be sent.
     pub(crate) fn check(&self) -> Result<usize, PublishError> {
-        check_topic(self.parts.topic.as_bytes()).map_err(PublishError::BadTopic)?;
+        check_topic(self.parts.topic.as_bytes()).map_err(PublishError::Invalid)?;
         match event_bytes(&self.parts) {
             bytes if bytes <= EVENT_BYTES_MAX => Ok(bytes),
             _ => Err(PublishError::TooLarge),

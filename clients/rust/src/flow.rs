@@ -135,6 +135,12 @@ impl Ledger {
         self.flow.poll_timeout()
     }
 
+    /// Events of the present flow that are missing and may still come.
+    #[must_use]
+    pub fn awaited(&self) -> u64 {
+        self.flow.awaited()
+    }
+
     /// Since the subscription began, over all buses.
     #[must_use]
     pub fn total(&self) -> FlowCounts {
@@ -192,10 +198,10 @@ mod tests {
     fn a_loss_is_told_once_the_window_is_over() {
         let mut ledger = received(3);
         ledger.record(NOW, at(10, 4), 1);
-        assert_eq!(ledger.total(), counts(4, 0, 4, 0));
+        assert_eq!((ledger.total(), ledger.awaited()), (counts(4, 0, 4, 0), 3));
         assert_eq!(ledger.poll_timeout(), Some(NOW + WINDOW));
         ledger.settle(NOW + WINDOW);
-        assert_eq!(ledger.total(), counts(4, 3, 4, 0));
+        assert_eq!((ledger.total(), ledger.awaited()), (counts(4, 3, 4, 0), 0));
         assert_eq!(
             (ledger.of_bus(), ledger.poll_timeout()),
             (ledger.total(), None)

@@ -138,6 +138,8 @@ pub struct SubscriptionCounts {
     /// Events received, lost on the way, dropped by the bus, and come twice. None of
     /// these ever falls.
     pub flow: FlowCounts,
+    /// Events that are missing and may still come.
+    pub awaited: u64,
     /// Frames and answers that were not believed; malformed datagrams too, where
     /// the driver told of them by [`Subscription::ignore_datagram`].
     pub ignored_frames: u64,
@@ -161,6 +163,7 @@ pub struct Subscription {
     retry_after: Duration,
     /// The newest refusal that is not final.
     refusal: Option<Refusal>,
+    heard_at: Duration,
     ledger: Ledger,
     ignored_frames: u64,
     bus_restarts: u64,
@@ -184,6 +187,7 @@ impl Subscription {
             transmit_at: now,
             retry_after: RETRY_MIN,
             refusal: None,
+            heard_at: now,
             ledger: Ledger::default(),
             ignored_frames: 0,
             bus_restarts: 0,
@@ -284,6 +288,12 @@ impl Subscription {
         self.refusal
     }
 
+    /// When the bus last answered; when the subscription began, if it never has.
+    #[must_use]
+    pub fn heard_at(&self) -> Duration {
+        self.heard_at
+    }
+
     /// The id of the bus that granted the newest lease.
     #[must_use]
     pub fn bus(&self) -> Option<u64> {
@@ -295,6 +305,7 @@ impl Subscription {
     pub fn counts(&self) -> SubscriptionCounts {
         SubscriptionCounts {
             flow: self.ledger.total(),
+            awaited: self.ledger.awaited(),
             ignored_frames: self.ignored_frames,
             bus_restarts: self.bus_restarts,
             lapses: self.lapses,
@@ -393,6 +404,7 @@ impl Subscription {
             Control::Refusal(refusal) if believed => self.handle_refusal(now, refusal.reason()),
             _ => return Verdict::Ignored,
         }
+        self.heard_at = now;
         Verdict::Consumed
     }
 
@@ -575,6 +587,7 @@ mod tests {
         assert_eq!(request(&mut subscription, 0).cookie, b"c");
         answer(&mut subscription, 0, lease(BUS, 3_000, b"l"));
         assert_eq!(subscription.state(), LeaseState::Held);
+        assert_eq!(subscription.heard_at(), ms(0));
         subscription
     }
 
@@ -601,6 +614,7 @@ mod tests {
         let report = renewal.report.unwrap();
         assert_eq!((report.bus, report.received, report.lost), (BUS, 3, 0));
         answer(&mut subscription, 1_000, lease(BUS, 300_000, b"m"));
+        assert_eq!(subscription.heard_at(), ms(1_000));
         // The loss is due a moment later, and is then reported with what is known.
         assert_eq!(subscription.poll_timeout(), Some(ms(3_000)));
         let renewal = request(&mut subscription, 3_000);

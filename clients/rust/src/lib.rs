@@ -1,26 +1,43 @@
 #![doc = include_str!("../README.md")]
 
 mod address;
+#[cfg(feature = "tokio")]
+mod asynchronous;
+mod books;
+mod builder;
 mod endpoint;
 mod event;
 pub mod flow;
+mod fork;
 pub mod lease;
 mod link;
+mod log;
 mod ping;
 mod publisher;
 mod random;
+mod received;
+mod search;
+mod session;
+mod spy;
 mod subscriber;
+mod trace_context;
+mod way;
 
-pub use address::{Address, AddressError, BUS_PORT, BUS_VARIABLE};
+pub use address::{Address, AddressError, BUS_PORT, BUS_VARIABLE, DISABLE_VARIABLE};
+#[cfg(feature = "tokio")]
+pub use asynchronous::AsyncSubscriber;
+pub use books::{PublishError, PublisherStats};
+pub use builder::{RECEIVE_BUFFER_BYTES, SubscriberBuilder};
 pub use event::Event;
 pub use hailmary_proto::decode::EventView;
 pub use hailmary_proto::topic::TopicError;
 pub use lease::Refusal;
 pub use ping::{Pong, ping};
-pub use publisher::{
-    BATCH_BYTES_HOST, BATCH_BYTES_NETWORK, Batch, PublishError, Publisher, PublisherStats,
+pub use publisher::{BATCH_BYTES_HOST, BATCH_BYTES_NETWORK, Batch, Publisher};
+pub use received::{
+    Item, Loss, ReceivedEvent, ReceivedFrame, RecvError, SubscribeError, SubscriberStats,
 };
-pub use subscriber::{
-    Item, Loss, RECEIVE_BUFFER_BYTES, ReceivedEvent, ReceivedFrame, RecvError, SubscribeError,
-    Subscriber, SubscriberBuilder, SubscriberStats,
-};
+pub use spy::{SPY_EVENTS_MAX, Spy};
+pub use subscriber::Subscriber;
+#[cfg(feature = "opentelemetry")]
+pub use trace_context::remote_context;

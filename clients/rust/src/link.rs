@@ -7,18 +7,12 @@ use std::io;
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::unix::net::UnixDatagram;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
 
 use hailmary_proto::write::DATAGRAM_BYTES_MAX;
 use socket2::SockRef;
 
 use crate::address::{Target, loopback};
-use crate::publisher::PublishError;
-
-/// The shortest time between two tries to connect again. A bus takes longer than
-/// this to restart, and one call in 100 ms is nothing.
-const RECONNECT_MIN: Duration = Duration::from_millis(100);
+use crate::books::{Books, PublishError};
 
 /// Room for the largest datagram and the kernel's bookkeeping beside it, in bytes.
 const SEND_BUFFER_BYTES_MIN: usize = 2 * DATAGRAM_BYTES_MAX;
@@ -33,24 +27,15 @@ enum Socket {
 pub(crate) struct Link {
     socket: Socket,
     target: Target,
-    opened: Instant,
-    /// In milliseconds since `opened`.
-    reconnect_at_ms: AtomicU64,
-    refused: AtomicU64,
 }
 
 impl Link {
     /// Opens a socket towards the bus, whether or not one is there.
     pub(crate) fn open(target: Target) -> io::Result<Self> {
-        let link = Self {
-            socket: Socket::open(&target)?,
-            target,
-            opened: Instant::now(),
-            reconnect_at_ms: AtomicU64::new(0),
-            refused: AtomicU64::new(0),
-        };
+        let socket = Socket::open(&target)?;
+        let link = Self { socket, target };
         match link.connect() {
-            Err(error) if failure(&error) != PublishError::NoBus => Err(error),
+            Err(error) if !is_absence(failure(&error)) => Err(error),
             _ => Ok(link),
         }
     }
@@ -59,47 +44,29 @@ impl Link {
         &self.target
     }
 
-    /// How often the kernel said that an earlier datagram found nobody.
-    pub(crate) fn refused(&self) -> u64 {
-        self.refused.load(Ordering::Relaxed)
-    }
-
     /// Hands one datagram to the kernel, or says at once why not.
-    pub(crate) fn send(&self, datagram: &[u8]) -> Result<(), PublishError> {
-        let Err(error) = self.socket.send(datagram) else {
-            return Ok(());
-        };
-        match failure(&error) {
-            PublishError::NoBus if self.is_worth_another_try(&error) => {
-                self.socket.send(datagram).map_err(|error| failure(&error))
-            }
-            reason => Err(reason),
+    #[inline]
+    pub(crate) fn send(&self, datagram: &[u8], books: &Books) -> io::Result<()> {
+        match self.socket.send(datagram) {
+            Ok(()) => Ok(()),
+            Err(error) => self.send_again(datagram, error, books),
         }
     }
 
     /// Over UDP a refusal speaks of an earlier datagram and says nothing of this
-    /// one. Otherwise the socket has no peer, and one is looked for.
+    /// one. Otherwise the socket has no peer: over Unix the bus is gone, and another
+    /// may have taken its path. So the first event after a restart arrives.
     #[cold]
-    fn is_worth_another_try(&self, error: &io::Error) -> bool {
-        match self.socket {
-            Socket::Udp(_) if error.kind() == ErrorKind::ConnectionRefused => {
-                self.refused.fetch_add(1, Ordering::Relaxed);
-                true
-            }
-            _ => self.may_reconnect() && self.connect().is_ok(),
+    fn send_again(&self, datagram: &[u8], error: io::Error, books: &Books) -> io::Result<()> {
+        match (&self.socket, error.raw_os_error()) {
+            (Socket::Udp(_), Some(libc::ECONNREFUSED)) => books.count_bounced(),
+            (
+                _,
+                Some(libc::ECONNREFUSED | libc::ECONNRESET | libc::ENOTCONN | libc::EDESTADDRREQ),
+            ) => self.connect()?,
+            _ => return Err(error),
         }
-    }
-
-    /// True for one thread in each interval. The clock is read after a failure only.
-    fn may_reconnect(&self) -> bool {
-        let now = millis(self.opened.elapsed());
-        let due = self.reconnect_at_ms.load(Ordering::Relaxed);
-        let next = now.saturating_add(millis(RECONNECT_MIN));
-        let claim = || {
-            self.reconnect_at_ms
-                .compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed)
-        };
-        now >= due && claim().is_ok()
+        self.socket.send(datagram)
     }
 
     fn connect(&self) -> io::Result<()> {
@@ -161,28 +128,76 @@ pub(crate) fn local_address(bus: SocketAddr) -> SocketAddr {
     local
 }
 
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+/// Whether it says that there is no bus, and another may come.
+fn is_absence(reason: PublishError) -> bool {
+    matches!(reason, PublishError::Refused | PublishError::Unreachable)
+}
+
+/// Whether the descriptor is no longer the socket that it was: something else in
+/// the process closed it, and may own its number now, or shut it down.
+pub(crate) fn is_not_ours(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EBADF | libc::ENOTSOCK | libc::EPIPE)
+    )
 }
 
 /// What an error of a send means for the events in the datagram.
-fn failure(error: &io::Error) -> PublishError {
+pub(crate) fn failure(error: &io::Error) -> PublishError {
     match error.raw_os_error() {
         // Linux when a queue discipline says so, macOS when a queue is full.
-        Some(libc::ENOBUFS) => return PublishError::Full,
+        Some(libc::ENOBUFS) => return PublishError::NoBuffer,
         Some(libc::EMSGSIZE) => return PublishError::TooLarge,
-        Some(libc::EDESTADDRREQ) => return PublishError::NoBus,
+        Some(libc::EDESTADDRREQ) => return PublishError::Refused,
+        Some(libc::EHOSTDOWN) => return PublishError::Unreachable,
         _ => {}
     }
     match error.kind() {
-        ErrorKind::WouldBlock | ErrorKind::OutOfMemory => PublishError::Full,
+        ErrorKind::WouldBlock => PublishError::WouldBlock,
+        ErrorKind::OutOfMemory => PublishError::NoBuffer,
         ErrorKind::ConnectionRefused
         | ErrorKind::ConnectionReset
         | ErrorKind::NotConnected
-        | ErrorKind::NotFound
+        | ErrorKind::NotFound => PublishError::Refused,
+        ErrorKind::AddrNotAvailable
         | ErrorKind::HostUnreachable
         | ErrorKind::NetworkUnreachable
-        | ErrorKind::NetworkDown => PublishError::NoBus,
-        kind => PublishError::Other(kind),
+        | ErrorKind::NetworkDown => PublishError::Unreachable,
+        kind => PublishError::Failed(kind),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_error_of_a_send_has_its_reason() {
+        let refused = PublishError::Refused;
+        let unreachable = PublishError::Unreachable;
+        for (errno, reason) in [
+            (libc::EAGAIN, PublishError::WouldBlock),
+            (libc::ENOBUFS, PublishError::NoBuffer),
+            (libc::ENOMEM, PublishError::NoBuffer),
+            (libc::EMSGSIZE, PublishError::TooLarge),
+            (libc::ECONNREFUSED, refused),
+            (libc::ECONNRESET, refused),
+            (libc::ENOENT, refused),
+            (libc::ENOTCONN, refused),
+            (libc::EDESTADDRREQ, refused),
+            (libc::EADDRNOTAVAIL, unreachable),
+            (libc::EHOSTDOWN, unreachable),
+            (libc::EHOSTUNREACH, unreachable),
+            (libc::ENETDOWN, unreachable),
+            (libc::ENETUNREACH, unreachable),
+            (
+                libc::EPERM,
+                PublishError::Failed(ErrorKind::PermissionDenied),
+            ),
+            (libc::EPIPE, PublishError::Failed(ErrorKind::BrokenPipe)),
+        ] {
+            let error = io::Error::from_raw_os_error(errno);
+            assert_eq!(failure(&error), reason, "{error}");
+        }
     }
 }

@@ -16,6 +16,9 @@ use crate::endpoint::{BUFFER_BYTES, Endpoint};
 use crate::lease::{Origin, RETRY_MAX, RETRY_MIN};
 use crate::random::random_id;
 
+/// Room for some answers beside the strangers' datagrams that come, in bytes.
+const RECEIVE_BUFFER_BYTES: usize = 64 << 10;
+
 /// What a bus answered to a ping.
 ///
 /// Of the events that a publisher had handed to the kernel when it asked, which its
@@ -62,7 +65,7 @@ pub(crate) fn ping_target(
     timeout: Duration,
 ) -> io::Result<Pong> {
     let mut exchange = Exchange {
-        endpoint: Endpoint::open(target)?,
+        endpoint: Endpoint::open(target, RECEIVE_BUFFER_BYTES)?,
         buffer: vec![0; BUFFER_BYTES],
         stamp,
     };

@@ -1,24 +1,33 @@
 //! Publishing: an event becomes a datagram and is forgotten.
 //!
-//! Owns the sender's id, the count of its events and what became of them. It
-//! refuses to wait: there is no lock, no queue and no thread, and each event
-//! costs one system call that returns at once, or two after a failure.
+//! Owns the flow that a publisher's clones share, and what takes its place after a
+//! fork, a look-up of the bus's name, or the loss of the socket. It refuses to
+//! wait: there is no lock, no queue and no thread, and each event costs one system
+//! call that returns at once, or two or three where there is no bus.
+//!
+//! All that is shared is in one value that is never changed but replaced as a
+//! whole, without a lock, so that a fork at any moment leaves the child something
+//! that it can use.
 
 use std::cell::Cell;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use hailmary_proto::topic::TopicError;
-use hailmary_proto::v1;
+use arc_swap::{ArcSwap, Guard};
 use hailmary_proto::write::{DATAGRAM_BYTES_MAX, STAMP_BYTES_MAX, StampBytes, write_event};
 
-use crate::address::{Address, Target};
+use crate::address::{Address, AddressError, Target, is_disabled};
+use crate::books::{Books, PublishError, PublisherStats};
 use crate::event::Event;
-use crate::link::Link;
+use crate::fork;
+use crate::link::{Link, failure, is_not_ours};
+use crate::log::PublisherLog;
 use crate::ping::{Pong, ping_target};
-use crate::random::random_id;
+use crate::random::{random_id, random_id_or};
+use crate::spy::{Recording, Spy};
+use crate::trace_context::with_context;
+use crate::way::Way;
 
 /// How large a batch grows over a network, in bytes: what passes an Ethernet of
 /// 1,500 bytes and usual tunnels in one piece. A datagram in pieces is lost if
@@ -36,80 +45,32 @@ thread_local! {
     static DATAGRAM: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
-/// Why an event was not handed to the kernel. Each of these is also counted in
-/// [`PublisherStats`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum PublishError {
-    /// The topic is illegal: the program's mistake.
-    #[error("{0}")]
-    BadTopic(TopicError),
-    /// Event and stamp exceed a datagram, or the kernel takes none so long.
-    #[error("the event is too large for a datagram")]
-    TooLarge,
-    /// A buffer of the kernel, or the bus's Unix socket, is full.
-    #[error("the way to the bus is full")]
-    Full,
-    /// Nobody listens at the bus's address, or there is no way to it.
-    #[error("there is no bus at its address")]
-    NoBus,
-    /// The kernel refused for another reason, such as a packet filter's.
-    #[error("the kernel did not take the datagram: {0}")]
-    Other(io::ErrorKind),
-}
-
-/// What became of a publisher's events. Each event that was given to it is in
-/// one of the counts but the last; they are of all clones together.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct PublisherStats {
-    /// Events handed to the kernel. One that another thread is handing over at
-    /// this moment counts already.
-    pub sent: u64,
-    /// Events dropped for an illegal topic.
-    pub dropped_bad_topic: u64,
-    /// Events dropped because no datagram takes them.
-    pub dropped_too_large: u64,
-    /// Events dropped because a buffer on the way was full.
-    pub dropped_full: u64,
-    /// Events dropped because there was no bus.
-    pub dropped_no_bus: u64,
-    /// Events dropped for other reasons of the kernel.
-    pub dropped_other: u64,
-    /// How often the kernel said that an earlier datagram had found nobody. The
-    /// events in it count as sent: which datagram it was, it does not say.
-    pub refused_frames: u64,
-}
-
-impl PublisherStats {
-    /// Events dropped, for whatever reason.
-    #[must_use]
-    pub fn dropped(&self) -> u64 {
-        self.dropped_bad_topic
-            + self.dropped_too_large
-            + self.dropped_full
-            + self.dropped_no_bus
-            + self.dropped_other
-    }
-}
-
 /// Sends events to a bus and forgets them.
 ///
 /// It never blocks, and a full, dead, missing or restarting bus costs it a
-/// failed system call; it finds a bus that comes later by itself. It is cheap to
-/// clone and may be used from all threads at once: clones share the socket, the
-/// sender's id and the counts.
+/// failed system call or two; it finds a bus that comes later by itself. It is cheap to
+/// clone and may be used from all threads at once, and from async code as it is:
+/// clones share the socket, the sender's id and the counts. Dropping the last
+/// clone closes the socket; nothing is left to be sent then.
 ///
-/// After a `fork` the child must make a publisher of its own. Parent and child
-/// would else count one flow twice, and the bus would tell losses that are none.
-/// (To notice a fork here would cost a system call for each event.)
+/// After a `fork`, the child's first event begins a flow of its own, with a new
+/// sender id, counts at zero and a socket of its own. The parent's socket stays
+/// open in the child, unused and never closed there: its number may be another's, as
+/// daemons close all that they were left.
 ///
-/// ```no_run
-/// use hailmary_client::{Address, Event, Publisher};
+/// Should something else in the process close the socket or shut it down, the
+/// event that meets it is dropped as `failed`, and the next one goes by a new
+/// socket. The old number is left alone for good.
 ///
-/// let publisher = Publisher::connect(&Address::from_env()?)?;
+/// ```
+/// # let bus = std::net::UdpSocket::bind("127.0.0.1:0")?;
+/// # let address = bus.local_addr()?.to_string();
+/// use hailmary_client::{Event, Publisher};
+///
+/// let publisher = Publisher::connect(&address.parse()?)?;
 /// publisher.publish("search.index", "document 42");
 /// publisher.publish_event(&Event::new("search.index", "document 43").key("43"));
+/// assert_eq!(publisher.stats().sent, 2);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug)]
@@ -119,25 +80,23 @@ pub struct Publisher {
 
 #[derive(Debug)]
 struct Shared {
-    link: Link,
-    flow: Flow,
+    /// None where there is no bus to look up.
+    address: Option<Address>,
+    flow: ArcSwap<Flow>,
+    log: PublisherLog,
 }
 
-/// The flow from this publisher to the bus. The dropped ones are among `sequence`.
+/// What sends the events of one process.
 #[derive(Debug)]
 struct Flow {
-    sender: u64,
-    sequence: AtomicU64,
-    bad_topic: AtomicU64,
-    too_large: AtomicU64,
-    full: AtomicU64,
-    no_bus: AtomicU64,
-    other: AtomicU64,
+    generation: usize,
+    books: Arc<Books>,
+    way: Way,
 }
 
 impl Publisher {
     /// Opens a socket towards a bus, whether or not one is there. A name is
-    /// looked up now and never again.
+    /// looked up now, and again only by [`resolve`](Self::resolve).
     ///
     /// # Errors
     ///
@@ -145,10 +104,93 @@ impl Publisher {
     /// the bus's Unix socket may not be written to.
     pub fn connect(address: &Address) -> io::Result<Self> {
         let link = Link::open(Target::resolve(address)?)?;
-        let flow = Flow::new(random_id()?);
-        Ok(Self {
-            shared: Arc::new(Shared { link, flow }),
-        })
+        Self::new(Some(address.clone()), Way::Link(link))
+    }
+
+    /// A publisher as the environment says: to the bus that `HAILMARY_BUS` names,
+    /// or to 127.0.0.1:7277; with `HAILMARY_DISABLE=1`, [to nowhere](Self::nop).
+    ///
+    /// What the network does is no error here: while the bus's name has no address,
+    /// or there is no socket to be had, events are dropped and counted.
+    /// [`resolve`](Self::resolve) looks the name up again.
+    ///
+    /// ```
+    /// use hailmary_client::Publisher;
+    ///
+    /// let publisher = Publisher::from_env()?;
+    /// publisher.publish("signup.completed", "user 42");
+    /// # Ok::<(), hailmary_client::AddressError>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// `HAILMARY_BUS` is no address.
+    pub fn from_env() -> Result<Self, AddressError> {
+        if is_disabled() {
+            return Ok(Self::nop());
+        }
+        let address = Address::from_env()?;
+        let way = Target::resolve(&address).map_or(Way::Unknown, Way::to);
+        Ok(Self::of_way(Some(address), way, random_id_or(0)))
+    }
+
+    /// A publisher that sends nothing, for tests and for programs that shall run
+    /// without a bus. Events are checked as by any other, so that an illegal one is
+    /// an error here as well; of the legal ones nothing is kept or counted.
+    #[must_use]
+    pub fn nop() -> Self {
+        Self::of_way(None, Way::Nowhere, random_id_or(0))
+    }
+
+    /// A publisher for tests, and what sees all that it publishes. It keeps the
+    /// rules and counts of any other; as it keeps the events too, it takes a lock
+    /// and allocates, and drops those beyond
+    /// [`SPY_EVENTS_MAX`](crate::SPY_EVENTS_MAX). In a forked child it sends nothing.
+    ///
+    /// ```
+    /// use hailmary_client::Publisher;
+    ///
+    /// fn sign_up(name: &str, publisher: &Publisher) {
+    ///     publisher.publish("signup.completed", name);
+    /// }
+    ///
+    /// let (publisher, spy) = Publisher::spy();
+    /// sign_up("ada", &publisher);
+    /// let events = spy.take();
+    /// assert_eq!(events[0].topic, "signup.completed");
+    /// assert_eq!(events[0].payload, b"ada");
+    /// ```
+    #[must_use]
+    pub fn spy() -> (Self, Spy) {
+        let recording = Arc::new(Recording::default());
+        let way = Way::Spy(Arc::clone(&recording));
+        (
+            Self::of_way(None, way, random_id_or(0)),
+            Spy::new(recording),
+        )
+    }
+
+    fn new(address: Option<Address>, way: Way) -> io::Result<Self> {
+        fork::watch()?;
+        Ok(Self::of_way(address, way, random_id()?))
+    }
+
+    fn of_way(address: Option<Address>, way: Way, sender: u64) -> Self {
+        // Out of memory for one list entry, it is as if there were no forks.
+        let _ = fork::watch();
+        let flow = Flow {
+            generation: fork::generation(),
+            books: Arc::new(Books::new(sender)),
+            way,
+        };
+        let shared = Shared {
+            address,
+            flow: ArcSwap::from_pointee(flow),
+            log: PublisherLog::new(),
+        };
+        Self {
+            shared: Arc::new(shared),
+        }
     }
 
     /// Sends an event, or drops and counts it.
@@ -169,16 +211,7 @@ impl Publisher {
     /// Where the event was not handed to the kernel. That it was is no promise:
     /// it may be lost anywhere behind.
     pub fn try_publish(&self, event: &Event<'_>) -> Result<(), PublishError> {
-        if let Err(reason) = event.check() {
-            return self.shared.drop_unsent(reason);
-        }
-        let mut datagram = DATAGRAM.try_with(Cell::take).unwrap_or_default();
-        datagram.clear();
-        write_event(&mut datagram, event.parts());
-        let outcome = self.shared.send(&mut datagram, 1);
-        // Only a thread about to end has no place for it any more.
-        let _ = DATAGRAM.try_with(|place| place.set(datagram));
-        outcome
+        with_context(event, |event| self.shared.publish(event))
     }
 
     /// Begins a batch: several events in one datagram, which costs everybody far
@@ -186,8 +219,8 @@ impl Publisher {
     /// 16,384 on this host.
     #[must_use]
     pub fn batch(&self) -> Batch {
-        let bytes_max = match self.shared.link.target() {
-            Target::Udp(bus) if !bus.ip().is_loopback() => BATCH_BYTES_NETWORK,
+        let bytes_max = match self.shared.flow.load().way.target() {
+            Some(Target::Udp(bus)) if !bus.ip().is_loopback() => BATCH_BYTES_NETWORK,
             _ => BATCH_BYTES_HOST,
         };
         self.batch_of(bytes_max)
@@ -198,26 +231,47 @@ impl Publisher {
     pub fn batch_of(&self, bytes_max: usize) -> Batch {
         Batch {
             publisher: self.clone(),
+            generation: fork::generation(),
             datagram: Vec::new(),
             events: 0,
             bytes_max: bytes_max.min(DATAGRAM_BYTES_MAX),
         }
     }
 
-    /// What became of the events so far, as far as this side knows. It reads a few
-    /// counters: no system call, no lock. [`ping`](Self::ping) asks the bus.
+    /// Looks the bus's name up again and sends all later events there, of all
+    /// clones, by a new socket; the flow and its counts go on. It waits for the name
+    /// server, so it is for a thread that may: the publisher never does this by
+    /// itself. It also helps where this host's own addresses have changed.
+    ///
+    /// Other threads may publish meanwhile. What they publish at this moment goes to
+    /// the old address or the new one. A publisher without a bus, as for tests, has
+    /// nothing to look up.
+    ///
+    /// # Errors
+    ///
+    /// As [`connect`](Self::connect); all stays as it was then.
+    pub fn resolve(&self) -> io::Result<()> {
+        let Some(address) = &self.shared.address else {
+            return Ok(());
+        };
+        let link = Link::open(Target::resolve(address)?)?;
+        self.shared.go_by(Way::Link(link));
+        Ok(())
+    }
+
+    /// What became of the events so far, in this process and as far as this side
+    /// knows. It reads a few counters: no system call, no lock.
+    /// [`ping`](Self::ping) asks the bus.
     #[must_use]
     pub fn stats(&self) -> PublisherStats {
-        PublisherStats {
-            refused_frames: self.shared.link.refused(),
-            ..self.shared.flow.stats()
-        }
+        self.shared.flow().books.stats()
     }
 
     /// Asks the bus what it received from this publisher, and waits for the
-    /// answer: the one call here that blocks. It opens a socket of its own and
-    /// asks again, as datagrams may get lost, until the time is over. See [`Pong`]
-    /// for how the answer stands to [`stats`](Self::stats).
+    /// answer: beside [`resolve`](Self::resolve) the one call here that blocks. It
+    /// opens a socket of its own and asks again, as datagrams may get lost, until
+    /// the time is over. See [`Pong`] for how the answer stands to
+    /// [`stats`](Self::stats).
     ///
     /// ```no_run
     /// # use std::time::Duration;
@@ -231,90 +285,138 @@ impl Publisher {
     ///
     /// # Errors
     ///
-    /// `TimedOut` if there was no answer, else what the kernel said.
+    /// `TimedOut` if there was no answer, `NotConnected` for a publisher without a
+    /// bus, else what the kernel said.
     pub fn ping(&self, timeout: Duration) -> io::Result<Pong> {
-        let stamp = self.shared.flow.stamp(0);
-        ping_target(self.shared.link.target(), Some(stamp), timeout)
+        // The flow itself is not held on to while this waits.
+        let (target, stamp) = {
+            let flow = self.shared.flow();
+            (flow.way.target().cloned(), flow.books.stamp(0))
+        };
+        let target = target.ok_or(io::ErrorKind::NotConnected)?;
+        ping_target(&target, Some(stamp), timeout)
+    }
+}
+
+impl Drop for Shared {
+    /// A child does not close what is its parent's: see [`Shared::replace`].
+    fn drop(&mut self) {
+        let flow = self.flow.load_full();
+        if flow.generation != fork::generation() {
+            std::mem::forget(flow);
+        }
     }
 }
 
 impl Shared {
+    /// The flow of this process.
+    #[inline]
+    fn flow(&self) -> Guard<Arc<Flow>> {
+        let flow = self.flow.load();
+        if flow.generation == fork::generation() {
+            flow
+        } else {
+            self.begin_flow(flow)
+        }
+    }
+
+    /// In a child: leaves the parent's flow, and its socket, to the parent. Of
+    /// several threads at once, one's new flow is everybody's.
+    #[cold]
+    fn begin_flow(&self, parents: Guard<Arc<Flow>>) -> Guard<Arc<Flow>> {
+        self.replace(&parents, parents.of_child());
+        self.flow.load()
+    }
+
+    fn publish(&self, event: &Event<'_>) -> Result<(), PublishError> {
+        if let Err(reason) = event.check() {
+            return self.drop_unsent(reason);
+        }
+        let mut datagram = DATAGRAM.try_with(Cell::take).unwrap_or_default();
+        datagram.clear();
+        write_event(&mut datagram, event.parts());
+        let outcome = self.send(&mut datagram, 1);
+        // Only a thread about to end has no place for it any more.
+        let _ = DATAGRAM.try_with(|place| place.set(datagram));
+        outcome
+    }
+
     /// Puts the stamp behind the events, which is as good a place as before them
     /// and needs no copying, and sends.
     fn send(&self, datagram: &mut Vec<u8>, events: u64) -> Result<(), PublishError> {
-        let stamp = StampBytes::new(&self.flow.stamp(events));
-        datagram.extend_from_slice(stamp.as_slice());
-        let outcome = self.link.send(datagram);
-        if let Err(reason) = outcome {
-            self.flow.count_dropped(reason, events);
+        let flow = self.flow();
+        if matches!(flow.way, Way::Nowhere) {
+            return Ok(());
         }
-        outcome
+        let stamp = StampBytes::new(&flow.books.stamp(events));
+        datagram.extend_from_slice(stamp.as_slice());
+        match flow.way.send(datagram, &flow.books) {
+            Ok(()) => Ok(()),
+            Err(error) => self.drop_events(&flow, &error, events),
+        }
     }
 
     #[cold]
     fn drop_unsent(&self, reason: PublishError) -> Result<(), PublishError> {
-        self.flow.sequence.fetch_add(1, Ordering::Relaxed);
-        self.flow.count_dropped(reason, 1);
+        self.flow().books.count_unsent(reason);
+        self.log.dropped(reason);
         Err(reason)
+    }
+
+    #[cold]
+    fn drop_events(
+        &self,
+        flow: &Guard<Arc<Flow>>,
+        error: &io::Error,
+        events: u64,
+    ) -> Result<(), PublishError> {
+        let reason = failure(error);
+        flow.books.count_dropped(reason, events);
+        self.log.dropped(reason);
+        if matches!(flow.way, Way::Unopened(..)) || is_not_ours(error) {
+            self.mend(flow);
+        }
+        Err(reason)
+    }
+
+    /// Goes on by a new socket, for the next event.
+    fn mend(&self, flow: &Guard<Arc<Flow>>) {
+        if let Some(target) = flow.way.target().cloned() {
+            self.replace(flow, flow.by(Way::to(target)));
+        }
+    }
+
+    /// Unless another thread was faster. A socket that is replaced here may be no
+    /// longer what it was, and must not be closed: so its owner is never dropped.
+    fn replace(&self, old: &Guard<Arc<Flow>>, new: Flow) {
+        let found = self.flow.compare_and_swap(old, Arc::new(new));
+        if Arc::ptr_eq(&found, old) && matches!(old.way, Way::Link(_)) {
+            std::mem::forget(Arc::clone(old));
+        }
+    }
+
+    /// Goes on by another way, and closes the old socket once no thread sends by it.
+    fn go_by(&self, way: Way) {
+        let flow = self.flow();
+        self.flow.store(Arc::new(flow.by(way)));
     }
 }
 
 impl Flow {
-    fn new(sender: u64) -> Self {
+    /// The same flow by another way.
+    fn by(&self, way: Way) -> Self {
         Self {
-            sender,
-            sequence: AtomicU64::new(0),
-            bad_topic: AtomicU64::new(0),
-            too_large: AtomicU64::new(0),
-            full: AtomicU64::new(0),
-            no_bus: AtomicU64::new(0),
-            other: AtomicU64::new(0),
+            generation: self.generation,
+            books: Arc::clone(&self.books),
+            way,
         }
     }
 
-    /// Takes the next numbers for `events`. The drops are read first, so that
-    /// all of them are of events with lower numbers (each took its number before
-    /// it was counted, and `Release` with `Acquire` keeps that order).
-    fn stamp(&self, events: u64) -> v1::Stamp {
-        let dropped = self.stats_without_sent().dropped();
-        v1::Stamp {
-            sender: self.sender,
-            sequence: self.sequence.fetch_add(events, Ordering::Relaxed),
-            dropped,
-            ..v1::Stamp::default()
-        }
-    }
-
-    #[cold]
-    fn count_dropped(&self, reason: PublishError, events: u64) {
-        let count = match reason {
-            PublishError::BadTopic(_) => &self.bad_topic,
-            PublishError::TooLarge => &self.too_large,
-            PublishError::Full => &self.full,
-            PublishError::NoBus => &self.no_bus,
-            PublishError::Other(_) => &self.other,
-        };
-        count.fetch_add(events, Ordering::Release);
-    }
-
-    fn stats(&self) -> PublisherStats {
-        let stats = self.stats_without_sent();
-        let given = self.sequence.load(Ordering::Relaxed);
-        PublisherStats {
-            sent: given.saturating_sub(stats.dropped()),
-            ..stats
-        }
-    }
-
-    fn stats_without_sent(&self) -> PublisherStats {
-        PublisherStats {
-            sent: 0,
-            dropped_bad_topic: self.bad_topic.load(Ordering::Acquire),
-            dropped_too_large: self.too_large.load(Ordering::Acquire),
-            dropped_full: self.full.load(Ordering::Acquire),
-            dropped_no_bus: self.no_bus.load(Ordering::Acquire),
-            dropped_other: self.other.load(Ordering::Acquire),
-            refused_frames: 0,
+    fn of_child(&self) -> Self {
+        Self {
+            generation: fork::generation(),
+            books: Arc::new(Books::new(random_id_or(self.books.sender()))),
+            way: self.way.of_child(),
         }
     }
 }
@@ -322,22 +424,27 @@ impl Flow {
 /// Events on their way into one datagram, of one thread.
 ///
 /// A batch that is full sends itself; [`flush`](Self::flush) sends what there is,
-/// and so does dropping it. Nothing else does: who waits for more events decides
-/// how long.
+/// and so does dropping it: without waiting, like any publishing, and counting what
+/// cannot be sent. Nothing else sends it: who waits for more events decides how long.
+/// Events are counted when they are sent or dropped. What a batch holds at a `fork` is
+/// the parent's, and is forgotten in the child.
 ///
-/// ```no_run
-/// # use hailmary_client::{Address, Event, Publisher};
-/// # let publisher = Publisher::connect(&Address::from_env()?)?;
+/// ```
+/// # use hailmary_client::{Event, Publisher};
+/// # let (publisher, spy) = Publisher::spy();
 /// let mut batch = publisher.batch();
 /// for id in ["42", "43", "44"] {
 ///     batch.push(&Event::new("search.index", id));
 /// }
+/// assert_eq!((batch.events(), publisher.stats().sent), (3, 0));
 /// batch.flush();
-/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// assert_eq!((batch.events(), publisher.stats().sent), (0, 3));
 /// ```
 #[derive(Debug)]
 pub struct Batch {
     publisher: Publisher,
+    /// The process that the events were pushed in.
+    generation: usize,
     datagram: Vec<u8>,
     events: u64,
     bytes_max: usize,
@@ -357,10 +464,15 @@ impl Batch {
     /// The event itself is illegal, and is not in the batch; or what was there
     /// before had to be sent and was dropped, while the event is in the batch.
     pub fn try_push(&mut self, event: &Event<'_>) -> Result<(), PublishError> {
+        with_context(event, |event| self.put(event))
+    }
+
+    fn put(&mut self, event: &Event<'_>) -> Result<(), PublishError> {
         let bytes = match event.check() {
             Ok(bytes) => bytes,
             Err(reason) => return self.publisher.shared.drop_unsent(reason),
         };
+        self.forget_parents();
         let outcome = if self.datagram.len() + bytes + STAMP_BYTES_MAX > self.bytes_max {
             self.try_flush()
         } else {
@@ -382,6 +494,7 @@ impl Batch {
     ///
     /// Where the datagram was not handed to the kernel. The batch is empty then, too.
     pub fn try_flush(&mut self) -> Result<(), PublishError> {
+        self.forget_parents();
         if self.events == 0 {
             return Ok(());
         }
@@ -396,10 +509,57 @@ impl Batch {
     pub fn events(&self) -> u64 {
         self.events
     }
+
+    /// In a child, what is there is the parent's to send.
+    #[inline]
+    fn forget_parents(&mut self) {
+        if self.generation != fork::generation() {
+            self.generation = fork::generation();
+            self.datagram.clear();
+            self.events = 0;
+        }
+    }
 }
 
 impl Drop for Batch {
     fn drop(&mut self) {
         self.flush();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+
+    use super::*;
+
+    #[test]
+    fn a_socket_that_was_not_to_be_had_is_opened_later() {
+        let bus = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let target = Target::Udp(bus.local_addr().unwrap());
+        let kind = io::ErrorKind::PermissionDenied;
+        let publisher = Publisher::of_way(None, Way::Unopened(target, kind), 7);
+        let event = Event::new("a", "");
+        let error = publisher.try_publish(&event).unwrap_err();
+        assert_eq!(error, PublishError::Failed(kind));
+        publisher.try_publish(&event).unwrap();
+        assert_eq!((publisher.stats().sent, publisher.stats().failed), (1, 1));
+        assert!(bus.recv(&mut [0; 64]).is_ok());
+    }
+
+    #[test]
+    fn a_bus_that_moved_gets_what_comes_after() {
+        let buses = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
+        let [old, new] = buses.each_ref().map(|bus| bus.local_addr().unwrap());
+        let publisher = Publisher::of_way(None, Way::to(Target::Udp(old)), 7);
+        let clone = publisher.clone();
+        clone.publish("a", "");
+        publisher.shared.go_by(Way::to(Target::Udp(new)));
+        clone.publish("a", "");
+        for bus in buses {
+            assert!(bus.recv(&mut [0; 64]).is_ok());
+            bus.set_nonblocking(true).unwrap();
+            assert!(bus.recv(&mut [0; 64]).is_err());
+        }
     }
 }

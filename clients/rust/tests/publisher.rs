@@ -11,14 +11,16 @@ mod common;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use common::{PATIENCE, SocketPath, StandIn, receive_unix};
-use hailmary_client::{Event, PublishError, Publisher, TopicError};
+use hailmary_client::{Event, PublishError, Publisher, SPY_EVENTS_MAX, TopicError};
 use hailmary_proto::v1;
 use hailmary_proto::v1::frame::Control;
 
 /// One publisher serves all threads, and a subscriber may move to its own.
 const _: () = {
     const fn shared<T: Send + Sync + Clone>() {}
-    const fn movable<T: Send>() {}
+    const fn movable<T: Send + Sync>() {}
+    shared::<hailmary_client::Spy>();
+    movable::<hailmary_client::Batch>();
     shared::<Publisher>();
     movable::<hailmary_client::Subscriber>();
 };
@@ -68,7 +70,7 @@ fn what_cannot_be_sent_is_counted_and_told_in_the_next_stamp() {
     publisher.publish("not..legal", "");
     publisher.publish("", "");
     let error = publisher.try_publish(&Event::new("a b", "")).unwrap_err();
-    assert_eq!(error, PublishError::BadTopic(TopicError::BadByte));
+    assert_eq!(error, PublishError::Invalid(TopicError::BadByte));
     let large = vec![0; 65_507];
     let error = publisher.try_publish(&Event::new("a", &large)).unwrap_err();
     assert_eq!(error, PublishError::TooLarge);
@@ -77,7 +79,7 @@ fn what_cannot_be_sent_is_counted_and_told_in_the_next_stamp() {
 
     let stats = publisher.stats();
     assert_eq!((stats.sent, stats.dropped()), (1, 4));
-    assert_eq!((stats.dropped_bad_topic, stats.dropped_too_large), (3, 1));
+    assert_eq!((stats.invalid, stats.too_large), (3, 1));
 }
 
 #[test]
@@ -103,8 +105,8 @@ fn a_missing_udp_bus_costs_nothing_but_counts() {
     }
     let stats = publisher.stats();
     assert_eq!(stats.sent + stats.dropped(), 1_000);
-    assert_eq!(stats.dropped(), stats.dropped_no_bus);
-    assert!(stats.refused_frames > 0);
+    assert_eq!(stats.dropped(), stats.refused);
+    assert!(stats.bounced > 0);
 }
 
 #[test]
@@ -117,10 +119,10 @@ fn a_full_unix_socket_drops_and_the_next_stamp_says_so() {
     while publisher.try_publish(&event).is_ok() {
         sent += 1;
     }
-    assert_eq!(publisher.try_publish(&event), Err(PublishError::Full));
+    assert_eq!(publisher.try_publish(&event), Err(PublishError::WouldBlock));
     let stats = publisher.stats();
     assert_eq!(
-        (stats.sent, stats.dropped_full, stats.dropped()),
+        (stats.sent, stats.would_block, stats.dropped()),
         (sent, 2, 2)
     );
     for sequence in 0..sent {
@@ -148,7 +150,7 @@ fn a_unix_bus_is_found_when_it_comes_and_when_it_comes_back() {
     let place = SocketPath::new("restart");
     let publisher = Publisher::connect(&place.address()).unwrap();
     let missing = publisher.try_publish(&Event::new("a", ""));
-    assert_eq!(missing, Err(PublishError::NoBus));
+    assert_eq!(missing, Err(PublishError::Refused));
 
     let bus = place.bind();
     let first = publish_until_received(&publisher, &bus);
@@ -159,17 +161,14 @@ fn a_unix_bus_is_found_when_it_comes_and_when_it_comes_back() {
     drop(bus);
     assert_eq!(
         publisher.try_publish(&Event::new("a", "")),
-        Err(PublishError::NoBus)
+        Err(PublishError::Refused)
     );
     std::fs::remove_file(place.path()).unwrap();
     let bus = place.bind();
     let second = publish_until_received(&publisher, &bus);
     let stats = publisher.stats();
     assert_eq!(stats.sent, 2);
-    assert_eq!(
-        stamp(&second),
-        (stats.dropped_no_bus + 1, stats.dropped_no_bus)
-    );
+    assert_eq!(stamp(&second), (stats.refused + 1, stats.refused));
 }
 
 #[test]
@@ -230,7 +229,7 @@ fn threads_share_one_flow() {
     });
     let stats = publisher.stats();
     assert_eq!(stats.sent, stamps.len() as u64);
-    assert_eq!(stats.sent + stats.dropped_full, (THREADS * EVENTS) as u64);
+    assert_eq!(stats.sent + stats.would_block, (THREADS * EVENTS) as u64);
     assert!(
         stamps
             .iter()
@@ -281,4 +280,153 @@ fn a_ping_without_answer_ends_in_time() {
         let error = hailmary_client::ping(&address, Duration::from_millis(20)).unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::TimedOut);
     }
+}
+
+#[test]
+fn a_spy_sees_what_a_bus_would_have_got() {
+    let (publisher, spy) = Publisher::spy();
+    let clone = publisher.clone();
+    let event = Event::new("a.b", "payload").key("k").time_unix_nano(5);
+    clone.publish_event(&event.attributes(&[("n", "v")]));
+    let seen = spy.take();
+    assert_eq!(seen.len(), 1);
+    assert_eq!(
+        (seen[0].topic.as_str(), seen[0].key.as_slice()),
+        ("a.b", &b"k"[..])
+    );
+    assert_eq!(
+        (seen[0].payload.as_slice(), seen[0].time_unix_nano),
+        (&b"payload"[..], 5)
+    );
+    assert_eq!(seen[0].attributes, [("n".to_owned(), "v".to_owned())]);
+    assert!(spy.events().is_empty());
+
+    publisher.publish("not..legal", "");
+    let large = vec![0; 65_507];
+    publisher.publish("a", &large);
+    let mut batch = publisher.batch();
+    batch.push(&event);
+    batch.push(&event);
+    assert!(spy.events().is_empty());
+    drop(batch);
+    assert_eq!(spy.events().len(), 2);
+    let stats = publisher.stats();
+    assert_eq!((stats.sent, stats.invalid, stats.too_large), (3, 1, 1));
+    publisher.resolve().unwrap();
+    let unasked = publisher.ping(PATIENCE).unwrap_err();
+    assert_eq!(unasked.kind(), std::io::ErrorKind::NotConnected);
+}
+
+#[test]
+fn a_spy_is_bounded() {
+    let (publisher, spy) = Publisher::spy();
+    let mut batch = publisher.batch();
+    for _ in 0..=SPY_EVENTS_MAX {
+        batch.push(&Event::new("a", ""));
+    }
+    batch.flush();
+    let stats = publisher.stats();
+    assert_eq!(stats.offered(), SPY_EVENTS_MAX as u64 + 1);
+    assert!(stats.would_block > 0);
+    assert_eq!(spy.events().len() as u64, stats.sent);
+}
+
+#[test]
+fn a_nop_publisher_keeps_the_rules_and_nothing_else() {
+    let publisher = Publisher::nop();
+    publisher.try_publish(&Event::new("a", "")).unwrap();
+    let error = publisher.try_publish(&Event::new("", "")).unwrap_err();
+    assert_eq!(error, PublishError::Invalid(TopicError::Empty));
+    let mut batch = publisher.batch();
+    batch.push(&Event::new("a", ""));
+    batch.try_flush().unwrap();
+    let stats = publisher.stats();
+    assert_eq!((stats.sent, stats.dropped()), (0, 1));
+}
+
+#[test]
+fn resolving_goes_on_with_the_flow_by_a_new_socket() {
+    let bus = StandIn::open();
+    let address = bus.address().to_string().replace("127.0.0.1", "localhost");
+    let publisher = Publisher::connect(&address.parse().unwrap()).unwrap();
+    let clone = publisher.clone();
+    clone.publish("a", "");
+    publisher.resolve().unwrap();
+    clone.publish("a", "");
+    let (first, from) = bus.receive();
+    let (second, later_from) = bus.receive();
+    assert_ne!(from, later_from);
+    assert_eq!((stamp(&first), stamp(&second)), ((0, 0), (1, 0)));
+    assert_eq!(first.stamp.unwrap().sender, second.stamp.unwrap().sender);
+    assert_eq!(publisher.stats().sent, 2);
+}
+
+#[test]
+fn resolving_in_the_midst_of_publishing_costs_no_event() {
+    let bus = StandIn::open();
+    let publisher = Publisher::connect(&bus.address()).unwrap();
+    std::thread::scope(|scope| {
+        let publishing = scope.spawn(|| {
+            for _ in 0..5_000 {
+                publisher.try_publish(&Event::new("a", "")).unwrap();
+            }
+        });
+        while !publishing.is_finished() {
+            publisher.resolve().unwrap();
+        }
+    });
+    assert_eq!(publisher.stats().sent, 5_000);
+}
+
+/// Run by the test after this one, in a process of its own with its own environment.
+#[test]
+fn as_the_environment_says() {
+    let Ok(expected) = std::env::var("EXPECTED") else {
+        return;
+    };
+    let publisher = Publisher::from_env();
+    match expected.as_str() {
+        "error" => drop(publisher.unwrap_err()),
+        "nop" => {
+            let publisher = publisher.unwrap();
+            publisher.try_publish(&Event::new("a", "")).unwrap();
+            assert_eq!(publisher.stats().offered(), 0);
+        }
+        "unreachable" => {
+            let publisher = publisher.unwrap();
+            let error = publisher.try_publish(&Event::new("a", "")).unwrap_err();
+            assert_eq!(error, PublishError::Unreachable);
+            assert_eq!(publisher.stats().unreachable, 1);
+            publisher.resolve().unwrap_err();
+        }
+        _ => {
+            let publisher = publisher.unwrap();
+            publisher.try_publish(&Event::new("a", "")).unwrap();
+            assert_eq!(publisher.stats().sent, 1);
+        }
+    }
+}
+
+#[test]
+fn the_environment_names_the_bus_and_turns_publishing_off() {
+    let run = |bus: &str, disable: &str, expected: &str| {
+        let status = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "as_the_environment_says"])
+            .env("HAILMARY_BUS", bus)
+            .env("HAILMARY_DISABLE", disable)
+            .env("EXPECTED", expected)
+            .output()
+            .unwrap();
+        assert!(status.status.success(), "{bus} {disable}: {status:?}");
+    };
+    let bus = StandIn::open();
+    run(&bus.address().to_string(), "", "sent");
+    assert_eq!(bus.receive().0.events[0].topic, "a");
+    run(&bus.address().to_string(), "0", "sent");
+    run(&bus.address().to_string(), "1", "nop");
+    run("no address", " True ", "nop");
+    run(&bus.address().to_string(), "perhaps", "sent");
+    run("no address", "", "error");
+    // A name that no name server may know (RFC 6761).
+    run("hailmary.invalid:1", "", "unreachable");
 }

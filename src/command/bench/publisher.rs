@@ -133,7 +133,7 @@ impl<'a> Publisher<'a> {
             if now >= stop {
                 return 0;
             }
-            if self.send(now) == Err(PublishError::Full) {
+            if self.send(now).is_err_and(PublishError::is_full) {
                 std::thread::yield_now();
             }
         }

@@ -36,6 +36,11 @@ class Program:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
+    @property
+    def process_id(self) -> int:
+        """As the system knows it."""
+        return self._process.pid
+
     def wait_for(
         self, wanted: Callable[[Line], bool], seconds: float = PATIENCE_SECONDS
     ) -> Line:

@@ -40,10 +40,25 @@ impl StandIn {
             .unwrap()
     }
 
+    pub fn receive_bytes(&self) -> Vec<u8> {
+        let mut buffer = vec![0; 65_536];
+        let bytes = self.socket.recv(&mut buffer).unwrap();
+        buffer.truncate(bytes);
+        buffer
+    }
+
     pub fn receive(&self) -> (v1::Frame, SocketAddr) {
         let mut buffer = vec![0; 65_536];
         let (bytes, from) = self.socket.recv_from(&mut buffer).unwrap();
         (v1::Frame::decode(&buffer[..bytes]).unwrap(), from)
+    }
+
+    /// Whether nothing waits to be read.
+    pub fn is_empty(&self) -> bool {
+        self.socket.set_nonblocking(true).unwrap();
+        let is_empty = self.socket.peek(&mut [0]).is_err();
+        self.socket.set_nonblocking(false).unwrap();
+        is_empty
     }
 
     pub fn receive_subscribe(&self) -> (v1::Subscribe, SocketAddr) {
@@ -56,6 +71,17 @@ impl StandIn {
                 from,
             ) => (request, from),
             other => panic!("{other:?}"),
+        }
+    }
+
+    /// The next request with a cookie. Before a lease is granted a slow machine may have
+    /// asked again without.
+    pub fn receive_renewal(&self) -> v1::Subscribe {
+        loop {
+            let (request, _) = self.receive_subscribe();
+            if !request.cookie.is_empty() {
+                return request;
+            }
         }
     }
 
