@@ -19,9 +19,9 @@ import shutil
 import socket
 import sys
 import tempfile
-import weakref
 from typing import Optional
 
+from . import _fork
 from ._address import Peer
 from ._session import Origin
 
@@ -51,7 +51,7 @@ class Receiver:
         except BaseException:
             self.close()
             raise
-        _receivers.add(self)
+        _fork.begin_anew_in_child(self)
 
     @property
     def closed(self) -> bool:
@@ -105,7 +105,7 @@ class Receiver:
             shutil.rmtree(self._directory, ignore_errors=True)
             self._directory = None
 
-    def abandon(self) -> None:
+    def begin_anew(self) -> None:
         """In a child: leaves the socket and its file to the parent."""
         self._directory = None
         with contextlib.suppress(OSError):
@@ -151,15 +151,3 @@ def wait_for(seconds: float, *sockets: socket.socket) -> None:
             # A signal handler closed it just now.
             return
     poll.poll(max(0.0, seconds) * 1000)
-
-
-# Those that a child must leave to its parent.
-_receivers: weakref.WeakSet[Receiver] = weakref.WeakSet()
-
-
-def _abandon_all() -> None:
-    for receiver in list(_receivers):
-        receiver.abandon()
-
-
-os.register_at_fork(after_in_child=_abandon_all)
