@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import random
 from dataclasses import dataclass
-from typing import NamedTuple, Optional
+from typing import Optional
 
 from ._address import Peer
 from ._count import Count
@@ -112,17 +112,13 @@ class PublisherStats:
         return self.sent + self.dropped
 
 
-class _Stamps(NamedTuple):
-    """What the stamps of 128 numbers have in common: a number's last seven bits
-    are one byte of its stamp, and the others change seldom."""
+# What the stamps of 128 numbers have in common: which 128 these are, what comes
+# before the last seven bits of the number, those, and what comes behind them. So
+# a stamp is put together from few pieces, which change seldom. No NamedTuple,
+# since only a plain tuple is unpacked fast.
+_Stamps = tuple[int, bytes, list[bytes], bytes]
 
-    block: int
-    start: bytes
-    seven_bits: list[bytes]
-    end: bytes
-
-
-_NO_STAMPS = _Stamps(-1, b"", [], b"")
+_NO_STAMPS: _Stamps = (-1, b"", [], b"")
 
 # A stamp whose sequence is 0 leaves it out.
 _NOTHING = [b""] * 128
@@ -210,9 +206,9 @@ class Sender:
     def _make_stamps(self, number: int, dropped: int) -> _Stamps:
         whole = stamp_field(self._id, number, dropped)
         if number == 0:
-            return _Stamps(0, whole, _NOTHING, b"")
+            return 0, whole, _NOTHING, b""
         start, end = whole[:STAMP_START_BYTES], whole[STAMP_START_BYTES + 1 :]
-        return _Stamps(number >> 7, start, SEVEN_BITS if number >> 7 else LAST_SEVEN_BITS, end)
+        return number >> 7, start, SEVEN_BITS if number >> 7 else LAST_SEVEN_BITS, end
 
     def _dropped(self) -> int:
         return sum(count.value for count in self._drops.values())
