@@ -66,14 +66,15 @@ def test_a_bulk_is_what_its_events_are(time_unix_nano: int) -> None:
     bulk = Bulk("a.b", time_unix_nano)
     for length in (0, 1, 100, 127, 128, 2047, 2048, 65_000):
         payload = bytes(length)
-        head, size = bulk.heads[length]
-        event = head + payload + bulk.tail
+        joint = bulk.joints[length]
+        assert joint.startswith(bulk.tail)
+        event = joint[len(bulk.tail) :] + payload + bulk.tail
         assert event == event_field("a.b", payload, b"", None, time_unix_nano)
-        assert size == len(event)
 
 
 def test_a_bulk_takes_what_fits_and_is_bytes() -> None:
     bulk = Bulk("a", 1)
+    # As `publish()` takes it: one that is longer by a few bytes goes its way.
     longest = bytes(65_459 - 20)
     assert len(event_field("a", longest, b"", None, 1)) == EVENT_BYTES_MAX
     assert bulk.takes([b"", longest])
@@ -85,9 +86,9 @@ def test_ever_new_lengths_are_not_kept_for_ever() -> None:
     from hailmary import _encode
 
     bulk = Bulk("a", 1)
-    for length in range(3 * _encode._HEADS_MAX):
-        assert bulk.heads[length]
-    assert len(bulk.heads) <= _encode._HEADS_MAX
+    for length in range(3 * _encode._JOINTS_MAX):
+        assert bulk.joints[length]
+    assert len(bulk.joints) <= _encode._JOINTS_MAX
 
 
 def test_the_longest_event_fits_with_the_longest_stamp() -> None:
@@ -131,4 +132,8 @@ def test_ever_new_topics_are_not_kept_for_ever() -> None:
 
     for number in range(3 * _encode._TOPICS_MAX):
         event_field(f"a.{number}", b"", b"", None, 0)
+        event_field("a", b"", b"", {f"n{number}": "v"}, 0)
+        event_field("a", b"", b"", {f"{number}".rjust(256): "v"}, 0)
     assert len(_encode._topics) <= _encode._TOPICS_MAX
+    assert len(_encode._names) <= _encode._TOPICS_MAX
+    assert max(map(len, _encode._names)) <= 255

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import socket
 import time
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from ipaddress import ip_address
-from itertools import islice
+from itertools import accumulate, chain, islice
+from operator import add
 from types import TracebackType
 from typing import Callable, Optional
 
@@ -64,18 +66,24 @@ class Bundle:
 
     def add_many(self, bulk: Bulk, payloads: list[bytes]) -> None:
         """Adds an event of the bulk for each payload."""
-        heads, tail, room = bulk.heads, bulk.tail, self._events_bytes_max
-        parts, taken, events = self._parts, self._bytes, self._events
-        for payload in payloads:
-            head, size = heads[len(payload)]
-            taken += size
-            if taken > room:
-                self._events = events
-                self._send()
-                parts, taken, events = self._parts, size, 0
-            parts += (head, payload, tail)
-            events += 1
-        self._bytes, self._events = taken, events
+        lengths = [*map(len, payloads)]
+        joints = [*map(bulk.joints.__getitem__, lengths)]
+        # How many bytes there are up to each event, the last one's end included.
+        ends = [*accumulate(map(add, map(len, joints), lengths), initial=0)]
+        begin = 0
+        while begin < len(payloads):
+            fitting = ends[begin] + self._events_bytes_max - self._bytes
+            end = bisect_right(ends, fitting) - 1
+            if end <= begin and self._events:
+                self.send()
+                continue
+            end = max(end, begin + 1)
+            joined = b"".join(chain.from_iterable(zip(joints[begin:end], payloads[begin:end])))
+            # Each joint ends the event before it, and the first has none before it.
+            self._parts.append(joined[len(bulk.tail) :] + bulk.tail)
+            self._bytes += len(joined)
+            self._events += end - begin
+            begin = end
 
     def send(self) -> None:
         """Sends what there is."""

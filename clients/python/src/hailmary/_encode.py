@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from struct import Struct
+from struct import error as StructError
 from typing import Optional
 
 from ._topic import check_topic
@@ -41,8 +42,12 @@ class TooLarge(ValueError):
 _TOPICS_MAX = 1024
 _topics: dict[str, bytes] = {}
 
+# As for topics, the names of attributes, if they are not longer than those.
+_NAME_BYTES_MAX = 255
+_names: dict[str, bytes] = {}
+
 # As for topics, by the lengths of a bulk's payloads.
-_HEADS_MAX = 1024
+_JOINTS_MAX = 1024
 
 _EVENT = b"\x0a"
 _STAMP = b"\x12"
@@ -74,13 +79,17 @@ def _varint(value: int) -> bytes:
     return bytes(out)
 
 
-# The lengths of most events and what they are made of; 80 kB.
-_SHORT = [_varint(value) for value in range(2048)]
+# The lengths of most events and what they are made of, by themselves and behind
+# the tag of what has the length; 270 kB.
+_SHORT_END = 2048
+_SHORT = [_varint(value) for value in range(_SHORT_END)]
+_EVENT_STARTS = [_EVENT + length for length in _SHORT]
+_PAYLOAD_STARTS = [b"", *(_PAYLOAD + length for length in _SHORT[1:])]
 
 
 def varint(value: int) -> bytes:
     """A number from 0 to 2**64 - 1 as protobuf writes it."""
-    if value < 2048:
+    if value < _SHORT_END:
         return _SHORT[value]
     if value < 1 << 14:
         return bytes((value & 0x7F | 0x80, value >> 7))
@@ -101,20 +110,35 @@ def event_field(
     Raises `ValueError` or `TypeError` if it is none, or too long to be sent.
     """
     event = _topics.get(topic) or _topic_field(topic)
-    if not isinstance(payload, bytes):
-        raise TypeError(f"a payload is bytes, not {type(payload).__name__}")
-    if payload:
-        event += _PAYLOAD + varint(len(payload)) + payload
+    if payload.__class__ is not bytes:
+        _check_payload(payload)
+    length = len(payload)
+    if length < _SHORT_END:
+        event += _PAYLOAD_STARTS[length] + payload
+    else:
+        event += _PAYLOAD + varint(length) + payload
     if key:
         event += _key_field(key)
     if time_unix_nano:
         event += _time_field(time_unix_nano)
     if attributes:
         event += _attribute_fields(attributes)
+    length = len(event)
+    if length < _SHORT_END:
+        return _EVENT_STARTS[length] + event
+    return _long_event_field(event)
+
+
+def _long_event_field(event: bytes) -> bytes:
     field = _EVENT + varint(len(event)) + event
     if len(field) > EVENT_BYTES_MAX:
         raise TooLarge(f"an event has at most {EVENT_BYTES_MAX} bytes, this one {len(field)}")
     return field
+
+
+def _check_payload(payload: bytes) -> None:
+    if not isinstance(payload, bytes):
+        raise TypeError(f"a payload is bytes, not {type(payload).__name__}")
 
 
 class Bulk:
@@ -122,11 +146,13 @@ class Bulk:
 
     def __init__(self, topic: str, time_unix_nano: int) -> None:
         self._of = (topic, time_unix_nano)
+        topic_field = _topics.get(topic) or _topic_field(topic)
         self.tail = _time_field(time_unix_nano) if time_unix_nano else b""
         """What follows the payload in each event."""
-        self.heads = _Heads(_topics.get(topic) or _topic_field(topic), len(self.tail))
-        """By the payload's length, what comes before it, and the whole's length."""
-        self._payload_bytes_max = EVENT_BYTES_MAX - sum(map(len, (self.heads[0][0], self.tail))) - 6
+        self.joints = _Joints(topic_field, self.tail)
+        """By a payload's length, what stands between the payload before and it."""
+        longest_start = 2 * (len(_EVENT) + len(varint(EVENT_BYTES_MAX))) + len(topic_field)
+        self._payload_bytes_max = EVENT_BYTES_MAX - longest_start - len(self.tail)
 
     def is_of(self, topic: str, time_unix_nano: int) -> bool:
         """Whether it was made for these."""
@@ -139,20 +165,21 @@ class Bulk:
         )
 
 
-class _Heads(dict[int, tuple[bytes, int]]):
-    """What stands before a payload of each length: made once, and not for ever."""
+class _Joints(dict[int, bytes]):
+    """The tail of one event and the head of the next, by the length of the next
+    one's payload: made once, and not kept for ever."""
 
-    def __init__(self, topic_field: bytes, tail_bytes: int) -> None:
+    def __init__(self, topic_field: bytes, tail: bytes) -> None:
         super().__init__()
         self._topic_field = topic_field
-        self._tail_bytes = tail_bytes
+        self._tail = tail
 
-    def __missing__(self, length: int) -> tuple[bytes, int]:
+    def __missing__(self, length: int) -> bytes:
         start = self._topic_field + (_PAYLOAD + varint(length) if length else b"")
-        head = _EVENT + varint(len(start) + length + self._tail_bytes) + start
-        if len(self) >= _HEADS_MAX:
+        event_bytes = len(start) + length + len(self._tail)
+        if len(self) >= _JOINTS_MAX:
             self.clear()
-        self[length] = head, len(head) + length + self._tail_bytes
+        self[length] = self._tail + _EVENT + varint(event_bytes) + start
         return self[length]
 
 
@@ -179,30 +206,45 @@ def _topic_field(topic: str) -> bytes:
 def _key_field(key: bytes) -> bytes:
     if not isinstance(key, bytes):
         raise TypeError(f"a key is bytes, not {type(key).__name__}")
-    return _KEY + varint(len(key)) + key
+    length = len(key)
+    return _KEY + (_SHORT[length] if length < _SHORT_END else varint(length)) + key
 
 
 def _time_field(time_unix_nano: int) -> bytes:
+    try:
+        return _fixed64_field(_TIME, time_unix_nano)
+    except StructError:
+        _check_time(time_unix_nano)
+        raise
+
+
+def _check_time(time_unix_nano: int) -> None:
     if not isinstance(time_unix_nano, int):
         raise TypeError(f"time_unix_nano is an int, not {type(time_unix_nano).__name__}")
-    if not 0 <= time_unix_nano <= _UINT64_MAX:
-        raise ValueError(f"time_unix_nano is from 0 to {_UINT64_MAX}, not {time_unix_nano}")
-    return _fixed64_field(_TIME, time_unix_nano)
+    raise ValueError(f"time_unix_nano is from 0 to {_UINT64_MAX}, not {time_unix_nano}")
 
 
 def _attribute_fields(attributes: Mapping[str, str]) -> bytes:
-    if not isinstance(attributes, Mapping):
+    # A dict is told by its class at once, another mapping by a longer look.
+    if attributes.__class__ is not dict and not isinstance(attributes, Mapping):
         raise TypeError(f"attributes are a mapping, not {type(attributes).__name__}")
-    fields = []
+    fields = b""
     for name, value in attributes.items():
         if not isinstance(name, str) or not isinstance(value, str):
             raise TypeError("attributes are a mapping from str to str")
-        entry = _text_field(_NAME, name) + _text_field(_VALUE, value)
-        fields.append(_ATTRIBUTE + varint(len(entry)) + entry)
-    return b"".join(fields)
+        text = value.encode()
+        entry = (_names.get(name) or _name_field(name)) + varint(len(text)) + text
+        fields += _ATTRIBUTE + varint(len(entry)) + entry
+    return fields
 
 
-def _text_field(tag: bytes, text: str) -> bytes:
+def _name_field(name: str) -> bytes:
+    """An attribute's name as a field, and the tag of its value behind it."""
     # A lone surrogate raises UnicodeEncodeError, which is a ValueError.
-    encoded = text.encode("utf-8")
-    return tag + varint(len(encoded)) + encoded
+    encoded = name.encode()
+    field = _NAME + varint(len(encoded)) + encoded + _VALUE
+    if len(encoded) <= _NAME_BYTES_MAX:
+        if len(_names) >= _TOPICS_MAX:
+            _names.clear()
+        _names[name] = field
+    return field
