@@ -97,8 +97,7 @@ def let_in(bus: FakeBus, *payloads: bytes, lease_ms: int = 30_000) -> "asyncio.F
     """Grants a lease to who asks next, and sends it events."""
 
     def step() -> None:
-        bus.answer()
-        bus.grant(bus.receive().subscribe.nonce, lease_ms)
+        bus.let_in(lease_ms)
         for payload in payloads:
             bus.send(payload)
 

@@ -114,8 +114,7 @@ def test_numbers_and_paths_are_no_names(address: Any, is_one: bool) -> None:
 
 
 def let_in(bus: FakeBus, lease_ms: int = 300) -> None:
-    bus.answer()
-    bus.grant(bus.receive().subscribe.nonce, lease_ms)
+    bus.let_in(lease_ms)
 
 
 def begin(names: Names, bus: FakeBus) -> Any:

@@ -105,8 +105,7 @@ def sub(bus: FakeBus, *words: str, **more: Any) -> "contextlib._GeneratorContext
 
 
 def let_in(bus: FakeBus, command: Command) -> None:
-    bus.answer()
-    bus.answer()
+    bus.let_in()
     command.wait_for(b"subscribed")
 
 
@@ -220,8 +219,7 @@ def test_a_full_disk_is_a_failure(bus: FakeBus, format: str) -> None:
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no full device")
 def test_what_it_says_of_itself_may_be_lost(bus: FakeBus) -> None:
     with open("/dev/full", "wb") as full, sub(bus, "--count", "1", stderr=full) as command:
-        bus.answer()
-        bus.answer()
+        bus.let_in()
         # It cannot say when it is subscribed.
         bus.receive()
         bus.send(b"1")

@@ -43,8 +43,7 @@ def start() -> Iterator[Callable[..., Runner]]:
         runners.append(runner)
         with ThreadPoolExecutor(1) as pool:
             held = pool.submit(runner.start, PATIENCE_SECONDS)
-            bus.answer()
-            bus.grant(bus.receive().subscribe.nonce, lease_ms)
+            bus.let_in(lease_ms)
             assert held.result()
         return runner
 
@@ -245,8 +244,7 @@ def test_in_the_foreground_a_signal_stops_it_cleanly(number: signal.Signals) -> 
     with fake_bus() as bus, ThreadPoolExecutor(1) as pool:
 
         def serve() -> None:
-            bus.answer()
-            bus.answer()
+            bus.let_in()
             bus.send(b"1")
 
         serving = pool.submit(serve)
@@ -293,8 +291,7 @@ def test_starting_does_not_wait_for_a_bus(tmp_path: Path) -> None:
     with Runner(lambda event: came.set(), ">", address=f"unix://{path}") as runner:
         assert runner.stats() == RunnerStats()
         with fake_bus(path) as bus:
-            bus.answer()
-            bus.answer()
+            bus.let_in()
             bus.send(b"1")
             assert came.wait(PATIENCE_SECONDS)
     assert runner.stats().handled == 1
@@ -346,8 +343,7 @@ def test_a_runner_may_be_made_before_a_fork_and_started_after_it() -> None:
             runner.start()
             time.sleep(PATIENCE_SECONDS)
             os._exit(1)
-        bus.answer()
-        bus.answer()
+        bus.let_in()
         bus.send(b"1")
         assert os.WEXITSTATUS(os.waitpid(child, 0)[1]) == 7
 

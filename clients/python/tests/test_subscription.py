@@ -43,8 +43,7 @@ def begin(bus: FakeBus, *patterns: str, **arguments: Any) -> "Future[Subscriptio
 
 def subscribed(bus: FakeBus, *patterns: str, **arguments: Any) -> Subscription:
     future = begin(bus, *patterns, **arguments)
-    bus.answer()
-    bus.answer()
+    bus.let_in()
     return future.result(PATIENCE_SECONDS)
 
 
@@ -177,8 +176,7 @@ def test_a_bus_that_is_not_there_yet_is_waited_for(tmp_path: Path) -> None:
             lambda: subscribe(">", address=f"unix://{path}", timeout=PATIENCE_SECONDS)
         )
         with fake_bus(path) as bus:
-            bus.answer()
-            bus.answer()
+            bus.let_in()
             future.result().close()
 
 
@@ -245,8 +243,7 @@ def test_a_restarted_bus_is_followed(bus: FakeBus) -> None:
         bus.sequence = 2
 
         def come_back() -> None:
-            bus.answer()
-            bus.answer()
+            bus.let_in()
             bus.send(b"new")
 
         back = threading.Thread(target=come_back)
@@ -341,8 +338,7 @@ def test_a_unix_bus_that_comes_back_under_its_path_is_followed(tmp_path: Path) -
     with fake_bus(path) as bus, ThreadPoolExecutor(1) as pool:
 
         def come_back() -> None:
-            bus.answer()
-            bus.answer()
+            bus.let_in()
             bus.send(b"back")
 
         back = pool.submit(come_back)

@@ -88,7 +88,7 @@ class Runner:
     - `notices`: whether the handler is called with each `Loss` too, by any worker.
     - All else is as for `subscribe()`.
 
-    What the handler raises is logged, once a minute at most, and counted.
+    What the handler raises is logged, once a minute and worker at most, and counted.
 
     The threads are daemons: a process that ends without `stop()` does not wait for
     them. They belong to the process that started them, which is best one that has
@@ -149,9 +149,10 @@ class Runner:
             _Worker(handler, HandOver(queue_events // workers, BYTES_MAX // workers))
             for _ in range(workers)
         ]
-        # Of this process; the one that receives is the last.
+        # The process that has the threads.
         self._process = 0
         self._threads: list[threading.Thread] = []
+        self._receiving: Optional[threading.Thread] = None
         self._settled = threading.Event()
         self._error: Optional[Exception] = None
         self._is_stopping = False
@@ -163,8 +164,8 @@ class Runner:
 
         By default it does not wait, so that an application starts with the bus or
         without. A bus that is not there is waited for, and so is a name that has
-        no address yet. Raises `Refused` if the bus refuses meanwhile, and
-        `RuntimeError` if the runner was started before.
+        no address yet. Raises as `wait()` does, and `RuntimeError` if the runner was
+        started before or the system has no more threads.
         """
         if self._process:
             raise RuntimeError("a runner is started once")
@@ -184,7 +185,8 @@ class Runner:
         Raises `Refused` if the bus no longer allows the subscription, and `OSError`
         if something else in the process closed its socket.
         """
-        is_over = _join(self._threads[-1:], deadline(timeout))
+        receiving = self._receiving
+        is_over = receiving is None or _join([receiving], deadline(timeout))
         if self._error is not None:
             raise self._error
         return is_over
@@ -205,7 +207,8 @@ class Runner:
         # Those that give up need a moment to say so.
         others = [each for each in self._threads if each is not threading.current_thread()]
         has_stopped = not self._is_mine() or _join(others, until + GIVE_UP_SECONDS)
-        if self._wake is not None and not self._threads[-1].is_alive():
+        receiving = self._receiving
+        if self._wake is not None and receiving is not None and not receiving.is_alive():
             for end in self._wake:
                 end.close()
         return has_stopped
@@ -215,7 +218,8 @@ class Runner:
         # A child does not have the thread that may have held the lock.
         with self._lock if self._is_mine() else contextlib.nullcontext():
             endpoint = self._endpoint
-            counts = dict(vars(SubscriptionStats() if endpoint is None else endpoint.session.stats()))
+            told = SubscriptionStats() if endpoint is None else endpoint.session.stats()
+        counts = dict(vars(told))
         counts["dropped"] += sum(worker.given_up for worker in self._workers)
         return RunnerStats(
             **counts,
@@ -255,15 +259,14 @@ class Runner:
             threading.Thread(target=worker.run, name="hailmary worker", daemon=True)
             for worker in self._workers
         ]
-        threads.append(
-            threading.Thread(
-                target=self._run, args=[reader], name="hailmary receiver", daemon=True
-            )
+        receiving = threading.Thread(
+            target=self._run, args=[reader], name="hailmary receiver", daemon=True
         )
         try:
-            for thread in threads:
+            for thread in (*threads, receiving):
                 thread.start()
                 self._threads.append(thread)
+            self._receiving = receiving
         except BaseException:
             self._end()
             self._wake = None
