@@ -6,8 +6,8 @@
     python benchmarks/publish.py --write         # the table into RESULTS.md
     python benchmarks/publish.py --memory        # 10 million publishes, flat memory
 
-Everything that it needs it starts itself, on free ports of loopback and in a
-directory of its own, and ends it: a process that reads what is sent and throws
+Everything that it needs it starts itself, on free ports of loopback, and ends
+it: a process that reads what is sent and throws
 it away, and a redis-server and a nats-server where they are installed. What is
 not installed is left out and named.
 
@@ -70,23 +70,20 @@ class Round(NamedTuple):
 # --- What is sent to ----------------------------------------------------------
 
 
-def drain(directory: str) -> None:
-    """Reads two UDP sockets and a Unix one till its own standard input ends."""
-    sockets = []
-    for address in (("127.0.0.1", 0), ("127.0.0.1", 0), f"{directory}/bus.sock"):
-        family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
-        bound = socket.socket(family, socket.SOCK_DGRAM)
+def drain() -> None:
+    """Reads two UDP sockets till its own standard input ends."""
+    sockets = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2)]
+    for bound in sockets:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
-        bound.bind(address)
+        bound.bind(("127.0.0.1", 0))
         bound.setblocking(False)
-        sockets.append(bound)
-    print(*(bound.getsockname()[1] for bound in sockets[:2]), flush=True)
+    print(*(bound.getsockname()[1] for bound in sockets), flush=True)
     buffer = bytearray(65_536)
     while True:
         readable, _, _ = select.select([sys.stdin, *sockets], [], [])
         if sys.stdin in readable:
             return
-        for bound in readable:
+        for bound in sockets:
             with contextlib.suppress(BlockingIOError):
                 while True:
                     bound.recv_into(buffer)
@@ -250,25 +247,21 @@ def zmq_send(stack: contextlib.ExitStack) -> Calls:
 
 def contenders(stack: contextlib.ExitStack) -> dict[str, Calls]:
     """All that can be had here, by name."""
-    directory = stack.enter_context(tempfile.TemporaryDirectory())
-    reader = stack.enter_context(helper("--drain", directory))
-    assert reader.stdout is not None
-    udp, statsd = (int(port) for port in reader.stdout.readline().split())
+    udp, statsd = drained_ports(stack)
 
-    def publisher(address: str = f"127.0.0.1:{udp}", linger_ms: float = 0) -> Publisher:
-        return stack.enter_context(Publisher(address, linger_ms=linger_ms))
+    def publisher(linger_ms: float = 0) -> Publisher:
+        return stack.enter_context(Publisher(f"127.0.0.1:{udp}", linger_ms=linger_ms))
 
     made = {
         "hailmary, publish": hailmary_publish(publisher()),
         "hailmary, publish with key and attributes": hailmary_publish_all(publisher()),
-        "hailmary, publish over Unix": hailmary_publish(publisher(f"unix://{directory}/bus.sock")),
         "hailmary, publish with linger_ms=5": hailmary_linger(publisher(linger_ms=5)),
         "hailmary, batch.publish": hailmary_batch(publisher()),
         "hailmary, batch.extend": hailmary_bulk(publisher()),
     }
     others: dict[str, Callable[[], Calls]] = {
         "dogstatsd, increment": lambda: dogstatsd_increment(statsd),
-        "redis, publish": lambda: redis_publish(redis_server(stack, directory)),
+        "redis, publish": lambda: redis_publish(redis_server(stack)),
         "nats, publish": lambda: nats_publish(nats_server(stack), stack),
         "zmq, PUB send": lambda: zmq_send(stack),
     }
@@ -280,8 +273,16 @@ def contenders(stack: contextlib.ExitStack) -> dict[str, Calls]:
     return made
 
 
-def redis_server(stack: contextlib.ExitStack, directory: str) -> int:
+def drained_ports(stack: contextlib.ExitStack) -> list[int]:
+    """Two UDP ports whose datagrams are read and thrown away."""
+    reader = stack.enter_context(helper("--drain"))
+    assert reader.stdout is not None
+    return [int(port) for port in reader.stdout.readline().split()]
+
+
+def redis_server(stack: contextlib.ExitStack) -> int:
     importlib.import_module("redis")
+    directory = stack.enter_context(tempfile.TemporaryDirectory())
     options = ("--port", "PORT", "--bind", "127.0.0.1", "--save", "", "--dir", directory)
     return stack.enter_context(server("redis-server", *options))
 
@@ -387,20 +388,13 @@ def resident_kb() -> int:
 def measure_memory(events: int) -> list[int]:
     """The resident memory in kB after each tenth of so many events."""
     with contextlib.ExitStack() as stack:
-        calls = contenders_of_memory(stack)
+        address = f"127.0.0.1:{drained_ports(stack)[0]}"
+        calls = hailmary_publish(stack.enter_context(Publisher(address)))
         resident = []
         for _ in range(10):
             calls(events // 10)
             resident.append(resident_kb())
     return resident
-
-
-def contenders_of_memory(stack: contextlib.ExitStack) -> Calls:
-    directory = stack.enter_context(tempfile.TemporaryDirectory())
-    reader = stack.enter_context(helper("--drain", directory))
-    assert reader.stdout is not None
-    port = reader.stdout.readline().split()[0]
-    return hailmary_publish(stack.enter_context(Publisher(f"127.0.0.1:{port}")))
 
 
 def memory_line(events: int, resident: list[int]) -> str:
@@ -437,7 +431,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--write", action="store_true", help="write RESULTS.md")
     parser.add_argument("--memory", type=int, nargs="?", const=10_000_000, metavar="EVENTS")
-    parser.add_argument("--drain", help=argparse.SUPPRESS)
+    parser.add_argument("--drain", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--subscribe-zmq", help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -445,7 +439,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     if arguments.drain:
-        drain(arguments.drain)
+        drain()
     elif arguments.subscribe_zmq:
         subscribe_zmq(arguments.subscribe_zmq)
     elif arguments.memory and not arguments.write:

@@ -199,7 +199,7 @@ class Publisher:
         try:
             peer = _look_up(self._address)
         except OSError as error:
-            trouble.tell("unreachable", f"no bus is found at {sender.bus}: {error}")
+            trouble.tell("unreachable", sender.bus, error)
             return False
         if peer != sender.link.peer:
             sender.move(peer)

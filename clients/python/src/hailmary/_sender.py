@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import random
 from dataclasses import dataclass
-from typing import NamedTuple, Optional
+from typing import Optional
 
 from ._address import Peer
 from ._count import Count
@@ -51,8 +51,13 @@ _REASONS = (
     "buffer_full",
 )
 
-trouble = Trouble((*_REASONS, "bounced"))
-"""Each reason to drop is told of by itself; what bounced is lost, too."""
+trouble = Trouble(
+    {
+        **{reason: f"{reason}: events are dropped that are for" for reason in _REASONS},
+        "bounced": "bounced: earlier events were lost that were for",
+    }
+)
+"""Tells of each reason to drop by itself, and of what bounced."""
 
 
 @dataclass(frozen=True)
@@ -112,17 +117,13 @@ class PublisherStats:
         return self.sent + self.dropped
 
 
-class _Stamps(NamedTuple):
-    """What the stamps of 128 numbers have in common: a number's last seven bits
-    are one byte of its stamp, and the others change seldom."""
+# What the stamps of 128 numbers have in common: which 128 these are, what comes
+# before the last seven bits of the number, those, and what comes behind them. So
+# a stamp is put together from few pieces, which change seldom. No NamedTuple,
+# since only a plain tuple is unpacked fast.
+_Stamps = tuple[int, bytes, list[bytes], bytes]
 
-    block: int
-    start: bytes
-    seven_bits: list[bytes]
-    end: bytes
-
-
-_NO_STAMPS = _Stamps(-1, b"", [], b"")
+_NO_STAMPS: _Stamps = (-1, b"", [], b"")
 
 # A stamp whose sequence is 0 leaves it out.
 _NOTHING = [b""] * 128
@@ -139,7 +140,8 @@ class Sender:
         self._numbers = Count()
         self._next_number = self._numbers.next
         self._stamps = _NO_STAMPS
-        self._drops = {reason: Count() for reason in _REASONS}
+        self._drops = Count()
+        self._drops_by_reason = {reason: Count() for reason in _REASONS}
         self._bounces = Count()
         self._pong: Optional[Pong] = None
 
@@ -179,7 +181,7 @@ class Sender:
         peer = self.link.peer
         if peer is None:
             return None
-        dropped = self._dropped()
+        dropped = self._drops.value
         stamp = bus_pb2.Stamp(sender=self._id, sequence=self._numbers.value, dropped=dropped)
         answer = ask(peer, stamp, timeout)
         if answer is None:
@@ -192,30 +194,27 @@ class Sender:
     def stats(self) -> PublisherStats:
         """What became of the events so far."""
         # The drops are read first: each took its number before it was counted.
-        drops = {reason: count.value for reason, count in self._drops.items()}
+        drops = {reason: count.value for reason, count in self._drops_by_reason.items()}
         sent = self._numbers.value - sum(drops.values())
         return PublisherStats(sent=sent, bounced=self._bounces.value, pong=self._pong, **drops)
 
     def _stamps_of(self, number: int) -> _Stamps:
         """The stamps of the block of `number`, with what has been dropped."""
         while True:
-            dropped = self._dropped()
+            dropped = self._drops.value
             stamps = self._make_stamps(number, dropped)
             # Number 0 has a block to itself, as no other is left out.
             self._stamps = stamps if number else _NO_STAMPS
             # Else a drop was counted meanwhile, and its change undone here.
-            if self._dropped() == dropped:
+            if self._drops.value == dropped:
                 return stamps
 
     def _make_stamps(self, number: int, dropped: int) -> _Stamps:
         whole = stamp_field(self._id, number, dropped)
         if number == 0:
-            return _Stamps(0, whole, _NOTHING, b"")
+            return 0, whole, _NOTHING, b""
         start, end = whole[:STAMP_START_BYTES], whole[STAMP_START_BYTES + 1 :]
-        return _Stamps(number >> 7, start, SEVEN_BITS if number >> 7 else LAST_SEVEN_BITS, end)
-
-    def _dropped(self) -> int:
-        return sum(count.value for count in self._drops.values())
+        return number >> 7, start, SEVEN_BITS if number >> 7 else LAST_SEVEN_BITS, end
 
     def _handle_failure(
         self, error: OSError, link: Link, send: Send, datagram: bytes, count: int
@@ -240,12 +239,13 @@ class Sender:
 
     def _count_bounced(self, error: OSError) -> None:
         self._bounces.next()
-        trouble.tell("bounced", f"an event to {self.bus} bounced: {error}")
+        trouble.tell("bounced", self.bus, error)
 
     def _count_dropped(self, reason: str, count: int, error: object) -> None:
-        self._drops[reason].add(count)
+        self._drops_by_reason[reason].add(count)
+        self._drops.add(count)
         self._stamps = _NO_STAMPS
-        trouble.tell(reason, f"an event to {self.bus} was dropped, {reason}: {error}")
+        trouble.tell(reason, self.bus, error)
 
 
 def _reason(error: OSError) -> str:

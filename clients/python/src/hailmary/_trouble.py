@@ -39,17 +39,18 @@ class _Told(NamedTuple):
 class Trouble:
     """What this process has told of, by kind."""
 
-    def __init__(self, kinds: tuple[str, ...]) -> None:
-        self._kinds = kinds
+    def __init__(self, lines: dict[str, str]) -> None:
+        """How a line of each kind begins; the bus and the error follow."""
+        self._lines = lines
         self.begin_anew()
         _fork.begin_anew_in_child(self)
 
     def begin_anew(self) -> None:
         """Has told of nothing: a child tells for itself."""
-        self._told = {kind: _Told(-math.inf, 0) for kind in self._kinds}
-        self._happened = {kind: Count() for kind in self._kinds}
+        self._told = {kind: _Told(-math.inf, 0) for kind in self._lines}
+        self._happened = {kind: Count() for kind in self._lines}
 
-    def tell(self, kind: str, what: str) -> None:
+    def tell(self, kind: str, bus: str, error: object) -> None:
         """Writes a line, unless one of this kind was written less than a minute ago."""
         happened = self._happened[kind].next() + 1
         told = self._told.get(kind)
@@ -61,7 +62,8 @@ class Trouble:
             return
         next_told = told
         try:
-            if warn(what + _suppressed(happened - told.happened - 1)):
+            since = _suppressed(happened - told.happened - 1)
+            if warn(f"{self._lines[kind]} {bus}: {error}{since}"):
                 next_told = _Told(time.monotonic() + _QUIET_SECONDS, happened)
         finally:
             self._told[kind] = next_told
