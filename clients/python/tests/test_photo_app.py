@@ -98,7 +98,7 @@ def test_every_event_arrived_or_was_counted_as_lost(report: Any) -> None:
     whole = report["whole"]
     assert whole["counts"]["indexed"] > 0
     assert whole["counts"]["counted"] > 0
-    # What a bus dropped between the last scrape and its end, it can tell nobody.
+    # What a bus drops between its last scrape and its end, it can tell nobody.
     assert 0 <= whole["untold"] <= whole["counts"]["events"] * UNTOLD_SHARE_MAX
 
 
