@@ -10,7 +10,7 @@ from typing import Any, Optional
 
 import pytest
 from photo_app import rabbitmq
-from real_bus import PROGRAM, needs_program
+from real_bus import needs_program
 
 EXAMPLES = Path(rabbitmq.__file__).resolve().parent.parent
 
