@@ -10,7 +10,7 @@ from typing import Any, Optional
 
 import pytest
 from photo_app import rabbitmq
-from real_bus import PROGRAM, needs_program
+from real_bus import needs_program
 
 EXAMPLES = Path(rabbitmq.__file__).resolve().parent.parent
 
@@ -98,7 +98,7 @@ def test_every_event_arrived_or_was_counted_as_lost(report: Any) -> None:
     whole = report["whole"]
     assert whole["counts"]["indexed"] > 0
     assert whole["counts"]["counted"] > 0
-    # What a bus dropped between the last scrape and its end, it can tell nobody.
+    # What a bus drops between its last scrape and its end, it can tell nobody.
     assert 0 <= whole["untold"] <= whole["counts"]["events"] * UNTOLD_SHARE_MAX
 
 

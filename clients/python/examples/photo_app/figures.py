@@ -68,8 +68,8 @@ class Phase:
     @property
     def untold(self) -> int:
         """Events of which nobody told what became of them. Between two looks, also
-        those that were underway; after all, what the bus last counted before it was
-        stopped, and nobody asked for any more."""
+        those that were underway; after all, such as what a bus dropped between
+        its last scrape and its end."""
         counts = self.counts
         return counts["events"] - counts["indexed"] - counts["counted"] - sum(self.lost.values())
 
