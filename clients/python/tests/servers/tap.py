@@ -35,8 +35,11 @@ class Account:
     offered: int = 0
     dropped: int = 0
     dropped_at_first: Optional[int] = None
-    """As the first frame told. The bus counts from there: it knows nothing of
-    what was before it heard of a sender."""
+    """As the first frame told. The bus knows nothing of what was before it heard
+    of a sender."""
+    is_in_order: bool = True
+    """Whether each frame told of all before it: those that threads send at once
+    may overtake each other, or be stamped before another's drop is counted."""
     pids: set[int] = field(default_factory=set)
     payloads: list[dict[str, Any]] = field(default_factory=list)
 
@@ -45,9 +48,11 @@ class Account:
         events = [json.loads(event.payload) for event in frame.events]
         self.payloads += events
         self.pids.update(event["pid"] for event in events)
-        self.received += len(events)
+        before = frame.stamp.sequence - frame.stamp.dropped
+        self.is_in_order &= before == self.received
         if self.dropped_at_first is None:
             self.dropped_at_first = frame.stamp.dropped
+        self.received += len(events)
         self.dropped = max(self.dropped, frame.stamp.dropped)
         self.offered = max(self.offered, frame.stamp.sequence + len(events))
 
@@ -119,15 +124,22 @@ class Tap:
         return all(came.get(pid, 0) >= count for pid, count in sent.items())
 
     def _check_bus(self) -> None:
-        """The bus took what came here, and knows of every drop that was told."""
+        """The bus took what came here, and says the same of what did not come."""
         wait_until(self._bus_has_all, "the bus has what the tap sent on")
         scrape = self._bus.scrape()
-        accounts = self.accounts().values()
         assert scrape.total("ingress_events_total") == self.received
-        assert scrape.total("ingress_lost_events_total") == 0
         assert scrape.total("ingress_dropped_frames_total") == 0
+        accounts = self.accounts().values()
+        told = sum(one.dropped for one in accounts)
+        before = sum(one.dropped_at_first or 0 for one in accounts)
         dropped = scrape.total("ingress_sender_dropped_events_total")
-        assert dropped == sum(one.dropped - (one.dropped_at_first or 0) for one in accounts)
+        lost = scrape.total("ingress_lost_events_total")
+        says = f"{lost} lost, {dropped} dropped; told {told}, {before} of them at first"
+        if all(one.is_in_order for one in accounts):
+            assert (lost, dropped) == (0, told - before), says
+        else:
+            # It takes a drop that is told late for a loss. It makes up none.
+            assert lost + dropped <= told, says
 
     def _bus_has_all(self) -> bool:
         return self._bus.scrape().total("ingress_events_total") >= self.received

@@ -90,7 +90,9 @@ class Busy:
 
 
 def under_threads() -> None:
-    """The lock is held by some thread nearly always when the fork comes."""
+    """Some thread is in the middle of publishing whenever a fork comes. The socket
+    is open before: one that is only being opened belongs to nobody yet."""
+    telling.publish_until_sent(publisher)
     with Busy():
         for _ in range(CHILDREN // CHILDREN_AT_ONCE):
             reap(*(fork(child_with_thread) for _ in range(CHILDREN_AT_ONCE)))
