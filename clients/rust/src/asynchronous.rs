@@ -220,10 +220,13 @@ impl AsyncSubscriber {
         let wait = self.session.begin_turn(&self.endpoint, deadline)?;
         let (endpoint, buffer) = (&self.endpoint, self.session.buffer());
         let read = self.readiness.read(|| endpoint.receive_now(buffer));
-        let arrival = match tokio::time::timeout(wait, read).await {
-            Ok(outcome) => absent_as_none(outcome).map_err(|error| self.mend(error))?,
-            Err(_) => None,
+        let outcome = match tokio::time::timeout(wait, read).await {
+            Ok(outcome) => outcome,
+            // The reactor may not know yet of what lies in the socket, and what lies
+            // there is not missing.
+            Err(_) => self.endpoint.receive_now(self.session.buffer()),
         };
+        let arrival = absent_as_none(outcome).map_err(|error| self.mend(error))?;
         if arrival.is_none() {
             self.session.handle_silence();
         }

@@ -46,10 +46,22 @@ impl Child {
         let (mut status, began) = (0, Instant::now());
         // SAFETY: the child is ours, and `status` outlives the call.
         while unsafe { libc::waitpid(self.0, &raw mut status, libc::WNOHANG) } == 0 {
-            assert!(began.elapsed() < PATIENCE, "the child hangs");
+            if began.elapsed() > PATIENCE {
+                // SAFETY: the child is ours, and not waited for yet.
+                unsafe { libc::kill(self.0, libc::SIGKILL) };
+            }
             std::thread::sleep(Duration::from_millis(1));
         }
         assert_eq!(status, 0, "the child failed");
+    }
+}
+
+/// Says that it is over, also where an assertion fails: else the threads never end.
+struct SayOver<'a>(&'a AtomicBool);
+
+impl Drop for SayOver<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
     }
 }
 
@@ -99,6 +111,7 @@ fn each_child_begins_a_flow_of_its_own_while_threads_publish() {
     let (is_over, is_read) = (AtomicBool::new(false), AtomicBool::new(false));
     let stamps = std::thread::scope(|scope| {
         let reading = scope.spawn(|| read_stamps(&bus, &is_read));
+        let (say_over, say_read) = (SayOver(&is_over), SayOver(&is_read));
         let threads = [(); PARENT_THREADS].map(|()| {
             scope.spawn(|| {
                 while !is_over.load(Ordering::SeqCst) {
@@ -121,11 +134,11 @@ fn each_child_begins_a_flow_of_its_own_while_threads_publish() {
             });
             child.wait();
         }
-        is_over.store(true, Ordering::SeqCst);
+        drop(say_over);
         for thread in threads {
             thread.join().unwrap();
         }
-        is_read.store(true, Ordering::SeqCst);
+        drop(say_read);
         reading.join().unwrap()
     });
 
