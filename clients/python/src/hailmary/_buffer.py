@@ -141,6 +141,7 @@ class Buffer:
             if not self._slots:
                 self._alarm.acquire()
             self._wake_at = _HALF
-            self._alarm.acquire(timeout=self._linger_seconds)
+            if not self._stopped:
+                self._alarm.acquire(timeout=self._linger_seconds)
             self._wake_at = _NEVER
             self.flush()

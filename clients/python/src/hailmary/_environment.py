@@ -21,5 +21,5 @@ def is_disabled() -> bool:
     """Whether the environment turns publishing off."""
     value = os.environ.get(DISABLE_VARIABLE, "").strip().lower()
     if value not in _YES + _NO:
-        warn(f"{DISABLE_VARIABLE}={value!r:.100} is neither 1 nor 0; events are published")
+        warn("%s=%.100r is neither 1 nor 0; events are published", DISABLE_VARIABLE, value)
     return value in _YES

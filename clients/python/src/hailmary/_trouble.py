@@ -62,21 +62,23 @@ class Trouble:
             return
         next_told = told
         try:
-            since = _suppressed(happened - told.happened - 1)
-            if warn(f"{self._lines[kind]} {bus}: {error}{since}"):
-                next_told = _Told(time.monotonic() + _QUIET_SECONDS, happened)
+            # Another may have written since it was looked at.
+            if time.monotonic() >= told.again_at:
+                since = _suppressed(happened - told.happened - 1)
+                if warn("%s %s: %s%s", self._lines[kind], bus, error, since):
+                    next_told = _Told(time.monotonic() + _QUIET_SECONDS, happened)
         finally:
             self._told[kind] = next_told
 
 
-def warn(line: str) -> bool:
+def warn(line: str, *parts: object) -> bool:
     """Writes a line, or returns `False` where that could do harm. Never raises
     on the handlers' account."""
     if _interrupts():
         return False
     with _handlers_locks() as free, contextlib.suppress(Exception):
         if free:
-            _log.warning("%s", line)
+            _log.warning(line, *parts)
     return free
 
 
