@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pickle
 import signal
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from hailmary import Publisher
 from servers.running import run, wait_until
 from servers.tap import Tap
 
@@ -60,6 +62,12 @@ def test_a_child_of_a_child_of_a_child(tap: Tap, directory: Path) -> None:
     check_own_sockets(told)
     # Whoever had children has the socket that it had before.
     tap.check(told)
+
+
+def test_a_publisher_is_not_pickled() -> None:
+    """A copy would be a second sender with the same id."""
+    with Publisher("127.0.0.1:9") as publisher, pytest.raises(TypeError):
+        pickle.dumps(publisher)
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
