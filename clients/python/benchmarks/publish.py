@@ -183,8 +183,8 @@ def hailmary_batch(publisher: Publisher) -> Calls:
     return calls
 
 
-def hailmary_bulk(publisher: Publisher) -> Calls:
-    payloads = [PAYLOAD] * BULK_EVENTS
+def hailmary_bulk(publisher: Publisher, lengths: range) -> Calls:
+    payloads = [bytes(lengths[number % len(lengths)]) for number in range(BULK_EVENTS)]
 
     def calls(count: int) -> None:
         with publisher.batch() as batch:
@@ -257,7 +257,8 @@ def contenders(stack: contextlib.ExitStack) -> dict[str, Calls]:
         "hailmary, publish with key and attributes": hailmary_publish_all(publisher()),
         "hailmary, publish with linger_ms=5": hailmary_linger(publisher(linger_ms=5)),
         "hailmary, batch.publish": hailmary_batch(publisher()),
-        "hailmary, batch.extend": hailmary_bulk(publisher()),
+        "hailmary, batch.extend": hailmary_bulk(publisher(), range(32, 33)),
+        "hailmary, batch.extend, 16 to 48 bytes": hailmary_bulk(publisher(), range(16, 49)),
     }
     others: dict[str, Callable[[], Calls]] = {
         "dogstatsd, increment": lambda: dogstatsd_increment(statsd),

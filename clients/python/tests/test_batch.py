@@ -86,7 +86,10 @@ def test_datagrams_are_as_full_as_they_may_be(bus: FakeBus, seed: int) -> None:
     with Publisher(bus.address) as publisher, publisher.batch(bytes_max) as batch:
         publisher._sender.link.send = send
         for _ in range(rng.randrange(20)):
-            some = [rng.randbytes(rng.choice([0, 1, 90, 500, 3_000])) for _ in range(5)]
+            lengths = [0, 1, 90, 500, 3_000]
+            # Those of one length are put together otherwise.
+            several = rng.choices(lengths, k=5) if rng.random() < 0.5 else rng.choices(lengths) * 5
+            some = [rng.randbytes(length) for length in several]
             told += some
             if rng.random() < 0.5:
                 batch.extend("a.b", some)

@@ -77,9 +77,9 @@ def test_a_bulk_takes_what_fits_and_is_bytes() -> None:
     # As `publish()` takes it: one that is longer by a few bytes goes its way.
     longest = bytes(65_459 - 20)
     assert len(event_field("a", longest, b"", None, 1)) == EVENT_BYTES_MAX
-    assert bulk.takes([b"", longest])
+    assert bulk.lengths([b"", longest]) == [0, len(longest)]
     for wrong in ([longest + b"x"], [bytearray(1)], ["a"], [None], [b"", "a"]):
-        assert not bulk.takes(wrong)  # type: ignore[arg-type]
+        assert bulk.lengths(wrong) is None  # type: ignore[arg-type]
 
 
 def test_ever_new_lengths_are_not_kept_for_ever() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 import time
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import ip_address
 from itertools import accumulate, chain, islice
 from operator import add
@@ -64,12 +64,9 @@ class Bundle:
         self._parts.append(event)
         self._events += 1
 
-    def add_many(self, bulk: Bulk, payloads: list[bytes]) -> None:
-        """Adds an event of the bulk for each payload."""
-        lengths = [*map(len, payloads)]
-        joints = [*map(bulk.joints.__getitem__, lengths)]
-        # How many bytes there are up to each event, the last one's end included.
-        ends = [*accumulate(map(add, map(len, joints), lengths), initial=0)]
+    def add_many(self, bulk: Bulk, payloads: list[bytes], lengths: list[int]) -> None:
+        """Adds an event of the bulk for each payload; `lengths` are theirs."""
+        ends, join = _layout(bulk, payloads, lengths)
         begin = 0
         while begin < len(payloads):
             fitting = ends[begin] + self._events_bytes_max - self._bytes
@@ -78,7 +75,7 @@ class Bundle:
                 self.send()
                 continue
             end = max(end, begin + 1)
-            joined = b"".join(chain.from_iterable(zip(joints[begin:end], payloads[begin:end])))
+            joined = join(begin, end)
             # Each joint ends the event before it, and the first has none before it.
             self._parts.append(joined[len(bulk.tail) :] + bulk.tail)
             self._bytes += len(joined)
@@ -95,6 +92,25 @@ class Bundle:
         self._events, self._parts = 0, []
         if events:
             self.sender.send(b"".join(parts), events)
+
+
+def _layout(
+    bulk: Bulk, payloads: list[bytes], lengths: list[int]
+) -> tuple[Sequence[int], Callable[[int, int], bytes]]:
+    """How many bytes there are up to each event, the last one's end included, and
+    what joins a range of them. Payloads of one length need no look at each."""
+    if min(lengths) == max(lengths):
+        joint = bulk.joints[lengths[0]]
+        size = len(joint) + lengths[0]
+        ends = range(0, (len(payloads) + 1) * size, size)
+        return ends, lambda begin, end: joint + joint.join(payloads[begin:end])
+    joints = [*map(bulk.joints.__getitem__, lengths)]
+    sizes = map(add, map(len, joints), lengths)
+
+    def join(begin: int, end: int) -> bytes:
+        return b"".join(chain.from_iterable(zip(joints[begin:end], payloads[begin:end])))
+
+    return [*accumulate(sizes, initial=0)], join
 
 
 class Batch:
@@ -192,11 +208,12 @@ class Batch:
     def _extend(self, topic: str, payloads: list[bytes], time_unix_nano: int) -> None:
         bundle = self._bundle_of_this_process()
         bulk = self._bulk_of(topic, time_unix_nano)
-        if bundle is not None and bulk is not None and bulk.takes(payloads):
-            bundle.add_many(bulk, payloads)
-            return
-        for payload in payloads:
-            self.publish(topic, payload, time_unix_nano=time_unix_nano)
+        lengths = None if bulk is None else bulk.lengths(payloads)
+        if bundle is None or bulk is None or lengths is None:
+            for payload in payloads:
+                self.publish(topic, payload, time_unix_nano=time_unix_nano)
+        else:
+            bundle.add_many(bulk, payloads, lengths)
 
     def _bulk_of(self, topic: str, time_unix_nano: int) -> Optional[Bulk]:
         """`None` if `publish()` has to say what is wrong."""

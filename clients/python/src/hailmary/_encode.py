@@ -158,11 +158,12 @@ class Bulk:
         """Whether it was made for these."""
         return self._of == (topic, time_unix_nano)
 
-    def takes(self, payloads: Sequence[bytes]) -> bool:
-        """Whether all of them are bytes and surely fit."""
-        return set(map(type, payloads)) == {bytes} and (
-            max(map(len, payloads)) <= self._payload_bytes_max
-        )
+    def lengths(self, payloads: Sequence[bytes]) -> Optional[list[int]]:
+        """The payloads' lengths, if all of them are bytes and surely fit."""
+        if set(map(type, payloads)) != {bytes}:
+            return None
+        lengths = [*map(len, payloads)]
+        return lengths if max(lengths) <= self._payload_bytes_max else None
 
 
 class _Joints(dict[int, bytes]):
