@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import mmap
 import os
+import threading
+import time
 import weakref
 from typing import Protocol
 
@@ -66,8 +68,29 @@ def begin_anew_in_child(forked: Forked) -> None:
     _forked.add(weakref.ref(forked, _forked.discard))
 
 
+# Which thread of this process does it. By process, since a fork may leave behind
+# the one that did.
+_beginners: dict[int, int] = {}
+
+
 def begin_anew() -> None:
-    """In a child, once: before any of its threads runs, or when the mark tells."""
+    """In a child, once: before any of its threads runs, or when the mark tells.
+    Then several may be told at once, and the others wait for the first."""
+    me = threading.get_ident()
+    while not mark[0]:
+        if _beginners.setdefault(os.getpid(), me) != me:
+            time.sleep(0)
+            continue
+        try:
+            _begin_all()
+        finally:
+            _beginners.clear()
+
+
+def _begin_all() -> None:
+    # Another may have come first, between the look at the mark and the claim.
+    if mark[0]:
+        return
     for reference in tuple(_forked):
         forked = reference()
         if forked is not None:

@@ -16,6 +16,7 @@ import socket
 import time
 from typing import Callable, Optional
 
+from . import _fork
 from ._address import Peer
 
 # Never wait, whatever became of the socket's own mode, and no SIGPIPE.
@@ -67,12 +68,13 @@ class _Socket(_socket.socket):
     gevent or eventlet have put theirs in its place.
     """
 
-    __slots__ = ("_identity",)
+    __slots__ = ("__weakref__", "_identity")
 
     def __init__(self, family: int, descriptor: int) -> None:
         super().__init__(family, socket.SOCK_DGRAM, 0, descriptor)
         self.setblocking(False)
         self._identity = _identity(descriptor)
+        _fork.begin_anew_in_child(self)
 
     def is_ours(self) -> bool:
         """Whether the descriptor is still this socket."""
@@ -80,6 +82,11 @@ class _Socket(_socket.socket):
             return _identity(self.fileno()) == self._identity
         except OSError:
             return False
+
+    def begin_anew(self) -> None:
+        """Closes a child's copy of it; that of the parent stays open. Some may be
+        known to threads alone that the child does not have."""
+        self.give_up()
 
     def give_up(self) -> None:
         """Closes it, or leaves the descriptor to whom it now belongs."""
@@ -138,12 +145,9 @@ class Link:
         self._socket = None
 
     def in_child(self) -> Link:
-        """The same way from a child, by a socket of its own. That of the parent
-        is closed here, where no other thread can be using it."""
+        """The same way from a child, by a socket of its own."""
         link = Link(self.peer)
         link._closed = self._closed
-        if self._socket is not None:
-            self._socket.give_up()
         return link
 
     def towards(self, peer: Peer) -> Link:
@@ -159,18 +163,24 @@ class Link:
             raise OSError(errno.EHOSTUNREACH, "the bus's address is not known")
         connected = self._opened(self.peer.family)
         connected.connect(self.peer.address)
-        self.send = connected.send
+        if self._socket is connected:
+            self.send = connected.send
         if self._closed:  # By another thread, meanwhile.
             self.close()
         return connected.send(datagram, flags)
 
     def _opened(self, family: int) -> _Socket:
         opened = self._socket
-        if opened is None or not opened.is_ours():
-            if opened is not None:
-                opened.detach()
-            opened = self._socket = _open(family)
-        return opened
+        if opened is not None and opened.is_ours():
+            return opened
+        if opened is not None:
+            opened.detach()
+            self._socket = None
+        fresh = _open(family)
+        if self._socket is None:
+            self._socket = fresh
+        # Another thread may have been first, and then its socket is for all.
+        return self._socket or fresh
 
     def _forget(self, send: Send) -> None:
         if self.send == send:
@@ -190,7 +200,7 @@ def _open(family: int) -> _Socket:
     plain = _socket.socket(family, socket.SOCK_DGRAM)
     try:
         high = fcntl.fcntl(plain.fileno(), fcntl.F_DUPFD_CLOEXEC, _DESCRIPTOR_MIN)
-    except OSError:  # The limit is lower, or all are taken.
+    except (AttributeError, OSError):  # Unknown here, or not below the limit, or all are taken.
         return _Socket(family, plain.detach())
     plain.close()
     return _Socket(family, high)

@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Mapping
 from time import time_ns
 from types import TracebackType
-from typing import Callable, Literal, Optional
+from typing import Callable, Literal, NoReturn, Optional
 
 from . import _fork
 from ._address import BUS_ADDRESS, BUS_VARIABLE, Peer, parse, resolve
@@ -165,6 +165,9 @@ class Publisher:
         if self._stop_buffer is not None:
             self._stop_buffer.detach()
         self._begin(self._sender.in_child())
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a publisher is not pickled: two processes would be one sender")
 
     def __enter__(self) -> Publisher:
         return self

@@ -143,6 +143,10 @@ class Receiver:
 
 def wait_for(seconds: float, *sockets: socket.socket) -> None:
     """Till one of them has something, is closed, or the time is over."""
+    if not hasattr(select, "poll"):  # eventlet takes it away, and makes the other one yield.
+        with contextlib.suppress(ValueError):
+            select.select(sockets, [], [], max(0.0, seconds))
+        return
     poll = select.poll()
     for each in sockets:
         try:

@@ -118,12 +118,16 @@ class PublisherStats:
 
 
 # What the stamps of 128 numbers have in common: which 128 these are, what comes
-# before the last seven bits of the number, those, and what comes behind them. So
-# a stamp is put together from few pieces, which change seldom. No NamedTuple,
-# since only a plain tuple is unpacked fast.
-_Stamps = tuple[int, bytes, list[bytes], bytes]
+# before the last seven bits of the number, those, what comes behind them, and how
+# many drops they tell of. So a stamp is put together from few pieces, which change
+# seldom. No NamedTuple, since only a plain tuple is unpacked fast.
+_Stamps = tuple[int, bytes, list[bytes], bytes, int]
 
-_NO_STAMPS: _Stamps = (-1, b"", [], b"")
+
+def _no_stamps(dropped: int) -> _Stamps:
+    """None made yet that tell of so many drops."""
+    return -1, b"", [], b"", dropped
+
 
 # A stamp whose sequence is 0 leaves it out.
 _NOTHING = [b""] * 128
@@ -139,7 +143,7 @@ class Sender:
         self._id = random.SystemRandom().randrange(1, 2**64)
         self._numbers = Count()
         self._next_number = self._numbers.next
-        self._stamps = _NO_STAMPS
+        self._stamps = _no_stamps(0)
         self._drops = Count()
         self._drops_by_reason = {reason: Count() for reason in _REASONS}
         self._bounces = Count()
@@ -147,10 +151,11 @@ class Sender:
 
     def send(self, events: bytes, count: int = 1) -> None:
         """Sends so many events in a datagram, or drops and counts them."""
+        # Before the number is taken: each drop that these tell of has a lower one.
+        block, start, seven_bits, end, dropped = self._stamps
         number = self._next_number() if count == 1 else self._numbers.add(count)
-        block, start, seven_bits, end = self._stamps
         if number >> 7 != block:
-            block, start, seven_bits, end = self._stamps_of(number)
+            block, start, seven_bits, end, dropped = self._stamps_of(number, dropped)
         datagram = events + start + seven_bits[number & 127] + end
         link = self.link
         send = link.send
@@ -198,23 +203,28 @@ class Sender:
         sent = self._numbers.value - sum(drops.values())
         return PublisherStats(sent=sent, bounced=self._bounces.value, pong=self._pong, **drops)
 
-    def _stamps_of(self, number: int) -> _Stamps:
-        """The stamps of the block of `number`, with what has been dropped."""
+    def _stamps_of(self, number: int, dropped: int) -> _Stamps:
+        """The stamps of the block of `number` that tell of so many drops."""
+        stamps = self._make_stamps(number, dropped)
+        # Number 0 has a block to itself, as no other is left out.
+        self._stamps = stamps if number else _no_stamps(dropped)
+        self._tell_drops()
+        return stamps
+
+    def _tell_drops(self) -> None:
+        """Has the next stamps tell of all that were dropped until now."""
         while True:
             dropped = self._drops.value
-            stamps = self._make_stamps(number, dropped)
-            # Number 0 has a block to itself, as no other is left out.
-            self._stamps = stamps if number else _NO_STAMPS
-            # Else a drop was counted meanwhile, and its change undone here.
-            if self._drops.value == dropped:
-                return stamps
+            if self._stamps[4] == dropped:
+                return
+            self._stamps = _no_stamps(dropped)
 
     def _make_stamps(self, number: int, dropped: int) -> _Stamps:
         whole = stamp_field(self._id, number, dropped)
         if number == 0:
-            return 0, whole, _NOTHING, b""
+            return 0, whole, _NOTHING, b"", dropped
         start, end = whole[:STAMP_START_BYTES], whole[STAMP_START_BYTES + 1 :]
-        return number >> 7, start, SEVEN_BITS if number >> 7 else LAST_SEVEN_BITS, end
+        return number >> 7, start, SEVEN_BITS if number >> 7 else LAST_SEVEN_BITS, end, dropped
 
     def _handle_failure(
         self, error: OSError, link: Link, send: Send, datagram: bytes, count: int
@@ -244,7 +254,7 @@ class Sender:
     def _count_dropped(self, reason: str, count: int, error: object) -> None:
         self._drops_by_reason[reason].add(count)
         self._drops.add(count)
-        self._stamps = _NO_STAMPS
+        self._tell_drops()
         trouble.tell(reason, self.bus, error)
 
 
