@@ -13,9 +13,14 @@ CLIENT = Path(__file__).resolve().parent.parent
 
 
 def pyright(*arguments: str) -> str:
-    """What it says. The package is the one that this interpreter imports."""
+    """What it says of the package as it is here."""
     command = [sys.executable, "-m", "pyright", "--pythonpath", sys.executable, *arguments]
-    environment = {**os.environ, "PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"}
+    # An editable installation is no place where it looks for the types of a package.
+    environment = {
+        **os.environ,
+        "PYRIGHT_PYTHON_IGNORE_WARNINGS": "1",
+        "PYTHONPATH": str(CLIENT / "src"),
+    }
     ran = subprocess.run(
         command, cwd=CLIENT, env=environment, capture_output=True, text=True, check=False
     )

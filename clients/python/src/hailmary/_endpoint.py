@@ -35,9 +35,9 @@ class Endpoint:
     has no socket to give."""
 
     def __init__(self, request: bus_pb2.Subscribe, address: Address, peer: Peer) -> None:
-        self.receiver = Receiver(peer)
-        self.session = Session(request, secrets.randbits(64), time.monotonic())
-        self.datagram_bytes = 0
+        self.receiver: Receiver = Receiver(peer)
+        self.session: Session = Session(request, secrets.randbits(64), time.monotonic())
+        self.datagram_bytes: int = 0
         """The length of the datagram that `receive` took last."""
         self._look_up = LookUp(address, peer.family) if is_name(address) else None
 
