@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from dataclasses import dataclass
 from typing import NamedTuple, Optional
 
 from ._address import Peer
@@ -19,37 +18,6 @@ from ._session import NO_FRAME, Origin
 from ._wire import bus_pb2
 
 _log = logging.getLogger("hailmary")
-
-
-@dataclass(frozen=True)
-class Pong:
-    """What a bus told of a publisher's events. By then,
-
-        sent = received + lost + in_flight
-    """
-
-    bus: int
-    """The bus's sender id. Another one than before: the bus restarted, and
-    counts what it has received since."""
-
-    sent: int
-    """Events that the publisher had handed to the kernel when the answer came."""
-
-    received: int
-    """Events that the bus received, each once."""
-
-    lost: int
-    """Events that the bus misses, by the stamps of what it received and of the
-    question: lost on the way to it, or overtaken there, so it may fall again."""
-
-    round_trip_seconds: float
-    """From the question to its answer."""
-
-    @property
-    def in_flight(self) -> int:
-        """Events of which the bus told neither: they were published while it
-        answered, or before this run of it first heard of the publisher."""
-        return self.sent - self.received - self.lost
 
 
 class Answer(NamedTuple):

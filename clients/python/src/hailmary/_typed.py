@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Generic, Optional, TypeVar, Union
+from typing import TYPE_CHECKING, Generic, Optional, TypeVar, Union
 
 from . import otel
 from ._batch import Batch
@@ -20,9 +20,11 @@ from ._codec import Codec
 from ._default import ready_publisher
 from ._event import Event
 from ._publisher import Publisher
-from ._session import SubscriptionStats
-from ._subscription import Subscription, subscribe
 from ._topic import check_topic
+
+if TYPE_CHECKING:
+    from ._session import SubscriptionStats
+    from ._subscription import Subscription
 
 _log = logging.getLogger("hailmary")
 
@@ -147,6 +149,9 @@ class Topic(Generic[T]):
             for photo, event in photo_indexed.subscribe(name="indexer"):
                 print(photo["id"], event.time_unix_nano)
         """
+        # Who only publishes needs no protobuf.
+        from ._subscription import subscribe
+
         subscription = subscribe(
             self._name,
             address=address,
