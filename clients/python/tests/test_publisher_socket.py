@@ -13,7 +13,7 @@ import pytest
 from fake_bus import FakeBus, fake_bus
 
 from hailmary import Publisher, PublisherStats
-from hailmary import _link
+from hailmary import _link, _receiver
 
 
 @pytest.fixture(params=["udp", "unix"])
@@ -276,11 +276,11 @@ def test_no_descriptor_free_is_a_dropped_event(
 def test_no_descriptor_to_ask_by_is_no_answer(
     bus: FakeBus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_socket(*_: object) -> socket.socket:
+    def no_socket(*_: object) -> Any:
         raise OSError(errno.EMFILE, "too many open files")
 
     with Publisher(bus.address) as publisher, monkeypatch.context() as patch:
-        patch.setattr(socket, "socket", no_socket)
+        patch.setattr(_receiver, "_open", no_socket)
         assert publisher.ping() is None
 
 

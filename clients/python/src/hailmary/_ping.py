@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
+from contextlib import closing
 from typing import NamedTuple, Optional
 
 from ._address import Peer
@@ -29,16 +30,14 @@ class Answer(NamedTuple):
 
 def ask(peer: Peer, stamp: bus_pb2.Stamp, timeout: float) -> Optional[Answer]:
     """Asks what came of the stamp's flow. Asks again, as datagrams may get lost;
-    gives up after `timeout` seconds, and where the system has no socket."""
+    gives up after `timeout` seconds, and where the system has no socket, or
+    something else in the process closed it."""
     try:
-        receiver = Receiver(peer)
+        with closing(Receiver(peer)) as receiver:
+            return _ask_again_and_again(receiver, stamp, time.monotonic() + timeout)
     except OSError as error:
         _log.warning("the bus cannot be asked: %s", error)
         return None
-    try:
-        return _ask_again_and_again(receiver, stamp, time.monotonic() + timeout)
-    finally:
-        receiver.close()
 
 
 def _ask_again_and_again(
@@ -60,8 +59,9 @@ def _ask_again_and_again(
 
 
 def _await_pong(receiver: Receiver, nonce: int, until: float) -> Optional[bus_pb2.Pong]:
+    now = time.monotonic()
     while True:
-        received = receiver.receive()
+        received = receiver.receive(now)
         if received is not None:
             pong = _pong_in(*received)
             if pong is not None and pong.nonce == nonce:

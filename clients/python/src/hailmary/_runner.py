@@ -8,6 +8,7 @@ and counted. What a handler raises ends nothing.
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import logging
 import math
@@ -21,10 +22,11 @@ from typing import TYPE_CHECKING, Any, Callable, Literal, Optional, TypedDict, U
 
 from ._address import parse, resolve
 from ._endpoint import Endpoint, Refused
+from ._descriptor import OwnSocket
 from ._event import Event, Loss
 from ._hand_over import BYTES_MAX, EVENTS_MAX, HandOver
 from ._look_up import LOOK_UP_SECONDS_MIN
-from ._receiver import wait_for
+from ._receiver import look, wait_for
 from ._session import SubscriptionStats
 from ._signals import stopped_by_signals
 from ._subscription import deadline, make_request
@@ -156,7 +158,7 @@ class Runner:
         self._settled = threading.Event()
         self._error: Optional[Exception] = None
         self._is_stopping = False
-        self._wake: Optional[tuple[socket.socket, socket.socket]] = None
+        self._wake: Optional[tuple[OwnSocket, OwnSocket]] = None
 
     def start(self, timeout: Optional[float] = 0.0) -> bool:
         """Starts the threads, and waits at most `timeout` seconds, for ever if it
@@ -210,7 +212,7 @@ class Runner:
         receiving = self._receiving
         if self._wake is not None and receiving is not None and not receiving.is_alive():
             for end in self._wake:
-                end.close()
+                end.give_up()
         return has_stopped
 
     def stats(self) -> RunnerStats:
@@ -245,8 +247,10 @@ class Runner:
             return
         self._is_stopping = True
         if self._wake is not None and self._is_mine():
+            writer = self._wake[1]
             with contextlib.suppress(OSError):
-                self._wake[1].send(b"\0")
+                if writer.is_ours():
+                    writer.send(b"\0")
 
     def _is_mine(self) -> bool:
         """Whether this is the process that the threads are in."""
@@ -254,7 +258,7 @@ class Runner:
 
     def _start_threads(self) -> None:
         """All of them, or none."""
-        reader, writer = self._wake = socket.socketpair()
+        reader, writer = self._wake = _socket_pair()
         threads = [
             threading.Thread(target=worker.run, name="hailmary worker", daemon=True)
             for worker in self._workers
@@ -270,11 +274,11 @@ class Runner:
         except BaseException:
             self._end()
             self._wake = None
-            reader.close()
-            writer.close()
+            reader.give_up()
+            writer.give_up()
             raise
 
-    def _run(self, wake: socket.socket) -> None:
+    def _run(self, wake: OwnSocket) -> None:
         """The receiving thread."""
         try:
             endpoint = self._open(wake)
@@ -286,7 +290,7 @@ class Runner:
         finally:
             self._end()
 
-    def _open(self, wake: socket.socket) -> Optional[Endpoint]:
+    def _open(self, wake: OwnSocket) -> Optional[Endpoint]:
         """Till there is an address and a socket; this thread may wait for both."""
         complaint = _Complaint()
         while not self._is_stopping:
@@ -295,10 +299,11 @@ class Runner:
                 return self._endpoint
             except OSError as error:
                 complaint.tell("cannot subscribe yet: %s", error)
+            look(wake)
             wait_for(LOOK_UP_SECONDS_MIN, wake)
         return None
 
-    def _turn(self, endpoint: Endpoint, wake: socket.socket) -> None:
+    def _turn(self, endpoint: Endpoint, wake: OwnSocket) -> None:
         """Does what is due, takes one datagram, or waits for one."""
         now = time.monotonic()
         with self._lock:
@@ -314,6 +319,7 @@ class Runner:
         if endpoint.session.held and not self._settled.is_set():
             self._settled.set()
         if events is None:
+            look(wake)
             endpoint.receiver.wait(wake_at - now, wake)
 
     def _deal(self, events: list[Event], size_bytes: int) -> int:
@@ -405,6 +411,12 @@ class _Complaint:
         more = f"; {self._untold} more since this was logged last" if self._untold else ""
         self._untold = 0
         _log.error(message + "%s", what, more, exc_info=error)
+
+
+def _socket_pair() -> tuple[OwnSocket, OwnSocket]:
+    """What is written to the second wakes who waits for the first."""
+    reader, writer = _socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    return OwnSocket(socket.AF_UNIX, reader.detach()), OwnSocket(socket.AF_UNIX, writer.detach())
 
 
 def _join(threads: list[threading.Thread], until: float) -> bool:
