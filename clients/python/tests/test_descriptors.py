@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -284,7 +285,7 @@ def test_in_an_event_loop_close_leaves_it_alone(
             came = asyncio.Event()
             loop.add_reader(other.number, came.set)
             await asyncio.wait_for(came.wait(), PATIENCE_SECONDS)
-            assert loop.remove_reader(other.number)
+            loop.remove_reader(other.number)
 
     loop.run_until_complete(main())
     assert bus.receive_all() == []
@@ -298,9 +299,14 @@ def test_the_others_reader_stays_in_the_event_loop(
         subscription = await subscribed_here(bus)
         assert subscription._feed is not None
         with is_left_alone(take, subscription._feed.endpoint.receiver.fileno(), tmp_path) as other:
-            loop.add_reader(other.number, lambda: None)
+            theirs = threading.Event().set
+            kept = weakref.ref(theirs)
+            loop.add_reader(other.number, theirs)
+            del theirs
             subscription.close()
-            assert loop.remove_reader(other.number), "it was still there"
+            assert kept() is not None, "the loop has it still"
+            loop.remove_reader(other.number)
+            assert kept() is None
 
     loop.run_until_complete(main())
 

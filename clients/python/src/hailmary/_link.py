@@ -25,10 +25,11 @@ FLAGS: int = (
     socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0) | getattr(socket, "MSG_FASTOPEN", 0)
 )
 
-# New descriptors get the lowest free number. One that is higher than most
-# processes ever get to is hardly given to another if the process closes it; it
-# is below the usual limit of 1,024.
-_DESCRIPTOR_MIN = 768
+# New descriptors get the lowest free number. One that is higher than many
+# processes ever get to is seldom given to another if the process closes it. It is
+# below 64, since Linux keeps so many in place: for a higher one it makes a larger
+# table, and a process with threads waits some 10 ms for that.
+_DESCRIPTOR_MIN = 48
 
 # How often a full queue is taken as a hint that the bus's path may be another
 # socket by now, whose queue is not full.
@@ -51,6 +52,21 @@ _NOT_OURS = (
     errno.EDESTADDRREQ,
     errno.ENOTCONN,
     errno.EOPNOTSUPP,
+)
+
+# What a socket of ours says for want of room, of a way or of a bus. Behind any
+# other error may be somebody else's file that has got its number.
+_OF_THE_WAY = (
+    errno.EAGAIN,
+    errno.ENOBUFS,
+    errno.ENOMEM,
+    errno.EMSGSIZE,
+    errno.ECONNREFUSED,
+    errno.EADDRNOTAVAIL,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.ENETDOWN,
+    errno.ENETUNREACH,
 )
 
 Send = Callable[[bytes, int], int]
@@ -90,7 +106,7 @@ class Link:
 
     def mend(self, error: OSError, send: Send) -> None:
         """After `send` failed: makes the next one begin anew where that helps."""
-        if error.errno in _NOT_OURS:
+        if error.errno in _NOT_OURS or self._has_lost_it(error):
             self._forget(send)
         elif error.errno == errno.EAGAIN and self.is_unix:
             self._reconnect_seldom()
@@ -139,6 +155,10 @@ class Link:
             self._socket = fresh
         # Another thread may have been first, and then its socket is for all.
         return self._socket or fresh
+
+    def _has_lost_it(self, error: OSError) -> bool:
+        opened = self._socket
+        return error.errno not in _OF_THE_WAY and opened is not None and not opened.is_ours()
 
     def _forget(self, send: Send) -> None:
         if self.send == send:

@@ -85,5 +85,18 @@ def test_requests_are_answered_while_the_bus_is_away(directory: Path, way: str) 
             assert {len(stats["sockets"]) for stats in counts} == {1}
 
 
+@pytest.mark.parametrize("preload", PRELOADS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_events_that_wait_hold_up_no_worker(
+    tap: Tap, directory: Path, kind: tuple[object, ...], preload: tuple[object, ...]
+) -> None:
+    """With gevent and without preloading, the buffer's thread is a green one; with
+    preloading, gevent comes when the publisher is there."""
+    command = gunicorn("--worker-class", *kind, *preload)
+    with serving(command, directory, tap.address, linger_ms=5) as server:
+        server.ask_till_all_answered(server.program.children, WORKERS)
+        wait_until(lambda: server.pids() <= set(tap.by_pid()), "each worker's events came")
+
+
 def took(bus: RealBus) -> int:
     return bus.scrape().total("ingress_events_total")

@@ -85,11 +85,14 @@ class Server:
 
 
 @contextmanager
-def serving(command: Command, directory: Path, bus: str) -> Iterator[Server]:
+def serving(
+    command: Command, directory: Path, bus: str, linger_ms: int = 0
+) -> Iterator[Server]:
     """A server of `apps/web.py`. The command is told the listener's `fd://`."""
+    environment = {"HAILMARY_BUS": bus, "LINGER_MS": str(linger_ms)}
     with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
         number = listener.fileno()
         with running(
-            command(f"fd://{number}"), directory, {"HAILMARY_BUS": bus}, pass_fds=[number]
+            command(f"fd://{number}"), directory, environment, pass_fds=[number]
         ) as program:
             yield Server(program, listener.getsockname()[1])
