@@ -59,6 +59,19 @@ class Server:
         with self.asked():
             self.program.wait_until(have_all_answered, f"{count} workers answered")
 
+    def ask_one_by_one(self, pids: Callable[[], set[int]]) -> list[dict[str, Any]]:
+        """Asks until all of those have answered while nobody else asked: the last
+        answer of each."""
+        answers: dict[int, dict[str, Any]] = {}
+
+        def have_all_answered() -> bool:
+            facts = self.ask()
+            answers[facts["pid"]] = facts
+            return pids() <= answers.keys()
+
+        self.program.wait_until(have_all_answered, "each worker answered alone")
+        return [*answers.values()]
+
     @contextmanager
     def asked(self) -> Iterator[None]:
         """Clients ask all the time. Raises in the end if a request failed."""
