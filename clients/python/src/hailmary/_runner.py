@@ -30,6 +30,7 @@ from ._receiver import look, wait_for
 from ._session import SubscriptionStats
 from ._signals import stopped_by_signals
 from ._subscription import deadline, make_request
+from ._trouble import Trouble
 
 if TYPE_CHECKING:
     # Known to type checkers without an installation.
@@ -44,9 +45,6 @@ GIVE_UP_SECONDS = 0.5
 STOP_SECONDS = 5.0
 """How long `stop` lets handlers finish unless told otherwise: well within what
 service managers grant before they kill."""
-
-LOG_SECONDS = 60.0
-"""Of the errors of one kind, one is logged in this time."""
 
 _log = logging.getLogger("hailmary")
 
@@ -90,7 +88,7 @@ class Runner:
     - `notices`: whether the handler is called with each `Loss` too, by any worker.
     - All else is as for `subscribe()`.
 
-    What the handler raises is logged, once a minute and worker at most, and counted.
+    What the handler raises is logged, once a minute at most, and counted.
 
     The threads are daemons: a process that ends without `stop()` does not wait for
     them. They belong to the process that started them, which is best one that has
@@ -147,8 +145,9 @@ class Runner:
         # For the session, which the receiving thread drives. May be taken again
         # by its holder, since a signal handler may ask for the stats.
         self._lock = threading.RLock()
+        trouble = Trouble({"raised": "a handler raised, given"}, _log_with_traceback)
         self._workers = [
-            _Worker(handler, HandOver(queue_events // workers, BYTES_MAX // workers))
+            _Worker(handler, HandOver(queue_events // workers, BYTES_MAX // workers), trouble)
             for _ in range(workers)
         ]
         # The process that has the threads.
@@ -292,13 +291,13 @@ class Runner:
 
     def _open(self, wake: OwnSocket) -> Optional[Endpoint]:
         """Till there is an address and a socket; this thread may wait for both."""
-        complaint = _Complaint()
+        trouble = Trouble({"unopened": "cannot subscribe yet to"})
         while not self._is_stopping:
             try:
                 self._endpoint = Endpoint(self._request, self._address, resolve(self._address))
                 return self._endpoint
             except OSError as error:
-                complaint.tell("cannot subscribe yet: %s", error)
+                trouble.tell("unopened", " ".join(self._request.topics), error)
             look(wake)
             wait_for(LOOK_UP_SECONDS_MIN, wake)
         return None
@@ -361,7 +360,9 @@ class Runner:
 class _Worker:
     """A thread's work; the counts are written by it alone."""
 
-    def __init__(self, handler: Callable[[Any], object], hand_over: HandOver[Any]) -> None:
+    def __init__(
+        self, handler: Callable[[Any], object], hand_over: HandOver[Any], trouble: Trouble
+    ) -> None:
         self.hand_over = hand_over
         self.give_up_at = math.inf
         """From when on it drops what still waits."""
@@ -370,7 +371,7 @@ class _Worker:
         self.given_up = 0
         """Events that it dropped so."""
         self._handler = handler
-        self._complaint = _Complaint()
+        self._trouble = trouble
 
     def run(self) -> None:
         while True:
@@ -390,27 +391,18 @@ class _Worker:
             # Also what would end the thread alone, such as SystemExit: nobody
             # would see that, and a worker less would handle nothing.
             self.errors += 1
-            self._complaint.tell("a handler raised: %s", repr(error), error)
+            about = f"an event of {item.topic}" if isinstance(item, Event) else "a loss"
+            self._trouble.tell("raised", about, error)
         self.handled += isinstance(item, Event)
 
 
-class _Complaint:
-    """One kind of error in the log, seldom."""
-
-    def __init__(self) -> None:
-        self._tell_at = -math.inf
-        self._untold = 0
-
-    def tell(self, message: str, what: object, error: Optional[BaseException] = None) -> None:
-        """Logs it, and how many were not since the one before, or counts it."""
-        now = time.monotonic()
-        if now < self._tell_at:
-            self._untold += 1
-            return
-        self._tell_at = now + LOG_SECONDS
-        more = f"; {self._untold} more since this was logged last" if self._untold else ""
-        self._untold = 0
-        _log.error(message + "%s", what, more, exc_info=error)
+def _log_with_traceback(line: str, what: str, about: str, error: object, since: str) -> bool:
+    """May wait for a handler of the application's that logs, as any code of its
+    own would: it is in a worker's thread, and what failed once is to be seen."""
+    cause = error if isinstance(error, BaseException) else None
+    with contextlib.suppress(Exception):
+        _log.error(line, what, about, repr(error), since, exc_info=cause)
+    return True
 
 
 def _socket_pair() -> tuple[OwnSocket, OwnSocket]:

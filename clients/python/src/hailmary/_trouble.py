@@ -1,7 +1,8 @@
 """Says what goes wrong, seldom, and without doing harm by it.
 
-Owns the lines that publishing writes to the logger `hailmary`: of each kind the
-first in a process, then one a minute. It refuses to write where that could wait for ever
+Owns how seldom lines are written to the logger `hailmary`: of each kind the
+first in a process, then one a minute. `warn` is how publishing writes them, and
+whatever else runs in the application's own threads. It refuses to write where that could wait for ever
 or write about itself: inside of logging, inside of a signal handler, and by a
 handler that another has. So it does itself what `Logger.warning` does, but for
 the locks that this takes. What is refused is tried again a second later.
@@ -32,6 +33,10 @@ _QUIET_SECONDS = 60.0
 _RETRY_SECONDS = 1.0
 
 
+Write = Callable[[str, str, str, object, str], bool]
+"""Writes a line, of a format and its parts; says whether it could."""
+
+
 class _Told(NamedTuple):
     """When a kind may be told of again, and how often it had happened by then."""
 
@@ -42,9 +47,11 @@ class _Told(NamedTuple):
 class Trouble:
     """What this process has told of, by kind."""
 
-    def __init__(self, lines: dict[str, str]) -> None:
-        """How a line of each kind begins; the bus and the error follow."""
+    def __init__(self, lines: dict[str, str], write: Optional[Write] = None) -> None:
+        """How a line of each kind begins; whom it is about and the error follow.
+        It is written by `warn`, unless by another."""
         self._lines = lines
+        self._write = write
         self.begin_anew()
         _fork.begin_anew_in_child(self)
 
@@ -53,7 +60,7 @@ class Trouble:
         self._told = {kind: _Told(-math.inf, 0) for kind in self._lines}
         self._happened = {kind: Count() for kind in self._lines}
 
-    def tell(self, kind: str, bus: str, error: object) -> None:
+    def tell(self, kind: str, about: str, error: object) -> None:
         """Writes a line, unless one of this kind was written less than a minute ago."""
         happened = self._happened[kind].next() + 1
         told = self._told.get(kind)
@@ -70,7 +77,8 @@ class Trouble:
             if now >= told.again_at:
                 next_told = _Told(now + _RETRY_SECONDS, told.happened)
                 since = _suppressed(happened - told.happened - 1)
-                if warn("%s %s: %s%s", self._lines[kind], bus, error, since):
+                write = self._write or warn
+                if write("%s %s: %s%s", self._lines[kind], about, error, since):
                     next_told = _Told(now + _QUIET_SECONDS, happened)
         finally:
             self._told[kind] = next_told

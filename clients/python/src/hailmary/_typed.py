@@ -7,7 +7,6 @@ publisher's, and the subscription's.
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Mapping
@@ -21,12 +20,11 @@ from ._default import ready_publisher
 from ._event import Event
 from ._publisher import Publisher
 from ._topic import check_topic
+from ._trouble import Trouble
 
 if TYPE_CHECKING:
     from ._session import SubscriptionStats
     from ._subscription import Subscription
-
-_log = logging.getLogger("hailmary")
 
 T = TypeVar("T")
 
@@ -173,13 +171,15 @@ class TopicSubscription(Generic[T]):
     """An iterator of values, each with its event; made by `Topic.subscribe()`.
 
     An event whose payload cannot be decoded is passed over, since anybody who may
-    publish can send one: all are counted, and the first is logged as a warning.
+    publish can send one: all are counted, and a warning is logged, once a minute at
+    most.
     """
 
     def __init__(self, topic: Topic[T], subscription: Subscription[Event]) -> None:
         self._topic = topic
         self._subscription = subscription
         self._undecodable = 0
+        self._trouble = Trouble({"undecodable": "undecodable: events are passed over that are of"})
 
     @property
     def undecodable(self) -> int:
@@ -197,7 +197,8 @@ class TopicSubscription(Generic[T]):
             try:
                 return self._topic.decode(event), event
             except DecodeError as error:
-                self._pass_over(error)
+                self._undecodable += 1
+                self._trouble.tell("undecodable", event.topic, type(error.__cause__).__name__)
             if timeout is not None:
                 timeout = max(0.0, give_up_at - time.monotonic())
                 overtime += timeout == 0
@@ -235,8 +236,3 @@ class TopicSubscription(Generic[T]):
         traceback: Optional[TracebackType],
     ) -> None:
         self.close()
-
-    def _pass_over(self, error: DecodeError) -> None:
-        self._undecodable += 1
-        if self._undecodable == 1:
-            _log.warning("passed over, and so are more without a word: %s", error)
