@@ -17,6 +17,7 @@ import pytest
 from fake_bus import PATIENCE_SECONDS, FakeBus, fake_bus
 
 from hailmary import Publisher, Runner, Subscription, _ping, aio, subscribe
+from hailmary._descriptor import OwnSocket
 from hailmary._receiver import _LOOK_SECONDS, Receiver
 
 
@@ -182,6 +183,23 @@ def test_a_renewal_is_not_sent_by_it(bus: FakeBus, take: Take, tmp_path: Path) -
         with pytest.raises(OSError, match="something else"):
             subscription._endpoint.transmit(time.monotonic())
         assert subscription.closed
+
+
+def test_a_signal_handler_that_closes_it_at_any_moment_is_no_other(
+    bus: FakeBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subscription = subscribed(bus)
+    is_ours = OwnSocket.is_ours
+
+    def interrupted(own: OwnSocket) -> bool:
+        monkeypatch.setattr(OwnSocket, "is_ours", is_ours)
+        subscription.close()
+        return own.is_ours()
+
+    monkeypatch.setattr(OwnSocket, "is_ours", interrupted)
+    time.sleep(_LOOK_SECONDS)
+    assert subscription.recv(PATIENCE_SECONDS) is None
+    assert subscription.closed
 
 
 @others

@@ -180,7 +180,7 @@ def test_what_a_handler_raises_is_counted_and_seldom_logged(
         assert runner.stop()
     assert runner.stats() == RunnerStats(received=51, handled=51, handler_errors=51)
     assert [record.message for record in caplog.records] == [
-        f"a handler raised, given an event of a.b: {error!r}"
+        f"a handler raised, given an event of 'a.b': {error!r}"
     ]
     (logged,) = caplog.records
     assert logged.exc_info is not None and logged.exc_info[1] is error

@@ -70,7 +70,7 @@ class Receiver:
         Raises `OSError`, once, if something else in the process has closed the
         socket; it is closed then, and its descriptor left to whom it belongs.
         """
-        self._look()
+        look(self._socket)
         try:
             self._socket.sendto(datagram, self._peer.address)
         except OSError as error:
@@ -81,7 +81,7 @@ class Receiver:
     def receive(self, now: float) -> Optional[tuple[bytes, Origin]]:
         """The next datagram in the socket, if there is one. Raises as `send`."""
         if now >= self._look_at:
-            self._look()
+            look(self._socket)
             self._look_at = now + _LOOK_SECONDS
         try:
             datagram, source = self._socket.recvfrom(_DATAGRAM_BYTES_MAX)
@@ -92,7 +92,7 @@ class Receiver:
         except OSError:
             # An error of an earlier request that the network sent back, or a
             # signal handler closed the socket. Neither is a datagram.
-            self._look()
+            look(self._socket)
             return None
         return datagram, self._origin(source)
 
@@ -122,10 +122,6 @@ class Receiver:
         """In a child: leaves the socket and its file to the parent."""
         self._directory = None
         self._socket.give_up()
-
-    def _look(self) -> None:
-        if not self.closed:
-            look(self._socket)
 
     def _prepare(self) -> None:
         with contextlib.suppress(OSError):
@@ -162,8 +158,9 @@ def _open(family: int) -> OwnSocket:
 
 def look(own: OwnSocket) -> None:
     """Raises `OSError` if the descriptor is no longer this socket, and forgets it:
-    nothing would ever come there, and waiting for it would turn in a circle."""
-    if not own.is_ours():
+    nothing would ever come there, and waiting for it would turn in a circle. One
+    that is closed, as a signal handler may do at any moment, is left so."""
+    if not own.is_ours() and own.fileno() >= 0:
         own.detach()
         raise OSError(errno.EBADF, "something else in the process closed the socket")
 

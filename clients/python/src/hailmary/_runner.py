@@ -391,7 +391,7 @@ class _Worker:
             # Also what would end the thread alone, such as SystemExit: nobody
             # would see that, and a worker less would handle nothing.
             self.errors += 1
-            about = f"an event of {item.topic}" if isinstance(item, Event) else "a loss"
+            about = f"an event of {item.topic!r}" if isinstance(item, Event) else "a loss"
             self._trouble.tell("raised", about, error)
         self.handled += isinstance(item, Event)
 

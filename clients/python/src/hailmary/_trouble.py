@@ -1,11 +1,12 @@
 """Says what goes wrong, seldom, and without doing harm by it.
 
 Owns how seldom lines are written to the logger `hailmary`: of each kind the
-first in a process, then one a minute. `warn` is how publishing writes them, and
-whatever else runs in the application's own threads. It refuses to write where that could wait for ever
-or write about itself: inside of logging, inside of a signal handler, and by a
-handler that another has. So it does itself what `Logger.warning` does, but for
-the locks that this takes. What is refused is tried again a second later.
+first in a process, then one a minute. `warn` writes them for publishing, and for
+whatever else runs in the application's own threads. It refuses to write where that
+could wait for ever or write about itself: inside of logging, inside of a signal
+handler, and by a handler that another has. So it does itself what `Logger.warning`
+does, but for the locks that this takes. What is refused is tried again a second
+later.
 """
 
 from __future__ import annotations

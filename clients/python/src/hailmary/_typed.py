@@ -198,7 +198,7 @@ class TopicSubscription(Generic[T]):
                 return self._topic.decode(event), event
             except DecodeError as error:
                 self._undecodable += 1
-                self._trouble.tell("undecodable", event.topic, type(error.__cause__).__name__)
+                self._trouble.tell("undecodable", self._topic.name, type(error.__cause__).__name__)
             if timeout is not None:
                 timeout = max(0.0, give_up_at - time.monotonic())
                 overtime += timeout == 0
