@@ -29,7 +29,7 @@ def bus() -> Iterator[FakeBus]:
 @pytest.fixture
 def idle(monkeypatch: pytest.MonkeyPatch) -> None:
     """No thread comes to empty the buffer."""
-    monkeypatch.setattr(_thread, "start_new_thread", lambda *_: None)
+    monkeypatch.setattr(_buffer, "start_new_thread", lambda *_: None)
 
 
 def events(bus: FakeBus) -> list[list[bytes]]:
@@ -138,7 +138,7 @@ def test_without_a_thread_to_be_had_events_are_sent_at_once(
 
     with Publisher(bus.address, linger_ms=10_000) as publisher:
         with monkeypatch.context() as patch:
-            patch.setattr(_thread, "start_new_thread", no_thread)
+            patch.setattr(_buffer, "start_new_thread", no_thread)
             publisher.publish("a", b"1")
             publisher.publish("a", b"2")
         assert events(bus) == [[b"1"], [b"2"]]
@@ -149,7 +149,7 @@ def test_a_childs_buffer_is_empty_and_has_a_thread_of_its_own(
     bus: FakeBus, fork: Callable[[], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A fork past Python's hook beside a thread may leave its own lock behind.
-    monkeypatch.setattr(_thread, "start_new_thread", lambda *_: None)
+    monkeypatch.setattr(_buffer, "start_new_thread", lambda *_: None)
     with Publisher(bus.address, linger_ms=10) as publisher:
         publisher.publish("a", b"parent")
 
@@ -180,6 +180,50 @@ def test_threads_lose_nothing_that_is_not_counted(bus: FakeBus) -> None:
     assert publisher.stats().offered == 8_000
 
 
+class Interrupted(Exception):
+    """What a signal handler raises, as Celery does when a task's time is over."""
+
+
+def test_an_exception_in_place_of_the_alarm_does_not_silence_the_buffer(
+    bus: FakeBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise Interrupted
+
+    with Publisher(bus.address, linger_ms=1) as publisher:
+        for name in ("_start", "_ring"):
+            with monkeypatch.context() as patch:
+                patch.setattr(_buffer.Buffer, name, interrupt)
+                with pytest.raises(Interrupted):
+                    publisher.publish("a", b"1")
+            publisher.publish("a", b"2")
+            assert wait_for_events(bus, 2) == [b"1", b"2"]
+            buffer = publisher._buffer
+            assert buffer is not None
+            wait_until(lambda: buffer._wake_at == 1)
+
+
+def wait_for_events(bus: FakeBus, count: int) -> list[bytes]:
+    payloads: list[bytes] = []
+    while len(payloads) < count:
+        payloads += [event.payload for event in bus.receive().events]
+    return payloads
+
+
+def test_a_buffer_whose_alarm_was_lost_is_emptied_once_it_is_full(
+    bus: FakeBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_buffer, "BUFFER_SLOTS", 2)
+    with Publisher(bus.address, linger_ms=1) as publisher:
+        buffer = publisher._buffer
+        assert buffer is not None
+        # As after an exception between the two steps that wake it.
+        buffer._wake_at = _buffer._NEVER
+        for payload in (b"1", b"2", b"dropped"):
+            publisher.publish("a", payload)
+        assert wait_for_events(bus, 2) == [b"1", b"2"]
+
+
 def run(program: str, *arguments: str) -> None:
     subprocess.run(
         [sys.executable, "-X", "dev", "-W", "error", "-c", program, *arguments],
@@ -198,6 +242,20 @@ def test_the_interpreters_end_sends_the_rest(bus: FakeBus) -> None:
         bus.address,
     )
     assert [payload for frame in events(bus) for payload in frame] == [b"0", b"1", b"2"]
+
+
+def test_lock_and_thread_are_of_one_kind_whoever_replaces_them_later() -> None:
+    """As gevent does, which gunicorn has patch a worker after it imported the rest."""
+    pytest.importorskip("gevent")
+    run(
+        "import hailmary\n"
+        "publisher = hailmary.Publisher('127.0.0.1:9', linger_ms=1)\n"
+        "from gevent import monkey; monkey.patch_all()\n"
+        "import gevent\n"
+        "publisher.publish('a', b'')\n"
+        "while not publisher.stats().sent: gevent.sleep(0.001)\n"
+        "publisher.close()\n",
+    )
 
 
 def test_the_end_is_quiet_while_threads_publish(bus: FakeBus) -> None:

@@ -13,7 +13,7 @@ from real_bus import needs_program
 
 import hailmary
 import hailmary.testing
-from hailmary import Event, _typed
+from hailmary import Event, _subscription, _typed
 from hailmary.testing import Recorder, recording
 
 pytest_plugins = ["pytester"]
@@ -43,7 +43,7 @@ class FewEvents:
 
 @pytest.mark.parametrize("title", RUN)
 def test_the_listings_of_the_readme_run(title: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_typed, "subscribe", FewEvents)
+    monkeypatch.setattr(_subscription, "subscribe", FewEvents)
     monkeypatch.setattr(hailmary, "Publisher", lambda *_, **__: Recorder())
     with recording():
         exec(compile(listings()[title], f"README.md, {title}", "exec"), {})

@@ -15,7 +15,7 @@ from typing import Callable, Optional
 import pytest
 from fake_bus import FakeBus, fake_bus
 
-from hailmary import Publisher, PublisherStats, _fork
+from hailmary import Publisher, PublisherStats, _fork, _publisher
 from hailmary._wire import bus_pb2
 
 # From Python 3.12 on, a fork beside threads is warned of: just what is tested.
@@ -123,6 +123,27 @@ def test_a_fork_is_noticed_where_no_page_is_wiped() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux alone wipes pages")
 def test_a_page_is_wiped_here() -> None:
     assert not isinstance(_fork.mark, _fork._ProcessMark)
+
+
+def test_pythons_own_forks_are_noticed_where_the_page_is_not_wiped_after_all(
+    bus: FakeBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unwiped = [1]
+    monkeypatch.setattr(_fork, "mark", unwiped)
+    monkeypatch.setattr(_publisher, "_mark", unwiped)
+    with Publisher(bus.address) as publisher:
+        publisher.publish("a", b"")
+
+        def child() -> None:
+            assert publisher.stats() == PublisherStats()
+            publisher.publish("a", b"")
+            # And its own child, which a signal handler may have forked.
+            in_child(lambda: publisher.publish("a", b""))
+
+        in_child(child)
+        frames = bus.receive_all()
+    assert stamps(frames) == [(0, 0)] * 3
+    assert len({frame.stamp.sender for frame in frames}) == 3
 
 
 def test_a_closed_publisher_stays_closed_in_a_child(bus: FakeBus) -> None:

@@ -3,6 +3,9 @@
 import errno
 import os
 import socket
+import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,7 +16,7 @@ import pytest
 from fake_bus import FakeBus, fake_bus
 
 from hailmary import Publisher, PublisherStats
-from hailmary import _link
+from hailmary import _link, _receiver
 
 
 @pytest.fixture(params=["udp", "unix"])
@@ -125,6 +128,11 @@ def a_tcp_listener(stack: ExitStack, path: Path) -> Other:
     return Other(server.fileno(), lambda: b"")
 
 
+def an_unconnected_tcp_socket(stack: ExitStack, path: Path) -> Other:
+    mine = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
+    return Other(mine.fileno(), lambda: b"")
+
+
 def a_closed_tcp_connection(stack: ExitStack, path: Path) -> Other:
     other = a_tcp_connection(stack, path)
     shut = stack.enter_context(socket.socket(fileno=os.dup(other.mine)))
@@ -144,6 +152,7 @@ def an_unconnected_datagram_socket(stack: ExitStack, path: Path) -> Other:
         a_pipe,
         a_tcp_connection,
         a_tcp_listener,
+        an_unconnected_tcp_socket,
         a_closed_tcp_connection,
         an_unconnected_datagram_socket,
     ],
@@ -249,6 +258,60 @@ def test_its_descriptor_is_where_others_hardly_come(bus: FakeBus) -> None:
         assert not os.get_inheritable(descriptor(publisher))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells it")
+def test_its_descriptor_makes_the_kernel_grow_no_table() -> None:
+    """Of descriptors, for which a process with threads would wait."""
+    program = (
+        "import hailmary\n"
+        "def slots(): return [line for line in open('/proc/self/status') if 'FDSize' in line]\n"
+        "before = slots()\n"
+        "publisher = hailmary.Publisher('127.0.0.1:9')\n"
+        "publisher.publish('a', b'')\n"
+        "assert publisher.stats().sent == 1 and slots() == before, slots()\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.fixture
+def no_inode(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As macOS has it, for sockets of the internet."""
+    fstat = os.fstat
+
+    def without(descriptor: int) -> os.stat_result:
+        status = fstat(descriptor)
+        if not stat.S_ISSOCK(status.st_mode):
+            return status
+        return os.stat_result((status.st_mode, 0, 0, *status[3:]))
+
+    monkeypatch.setattr("hailmary._descriptor.os.fstat", without)
+
+
+def test_where_sockets_have_no_inode_its_own_is_closed(no_inode: None) -> None:
+    with fake_bus() as bus:
+        publisher = Publisher(bus.address)
+        publisher.publish("a", b"")
+        number = descriptor(publisher)
+        publisher.close()
+        with pytest.raises(OSError):
+            os.fstat(number)
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM])
+@pytest.mark.parametrize("is_bound", [True, False])
+def test_where_sockets_have_no_inode_anothers_is_left_alone(
+    no_inode: None, kind: socket.SocketKind, is_bound: bool
+) -> None:
+    with fake_bus() as bus, socket.socket(socket.AF_INET, kind) as other:
+        if is_bound:
+            other.bind(("127.0.0.1", 0))
+        publisher = Publisher(bus.address)
+        publisher.publish("a", b"")
+        number = descriptor(publisher)
+        os.dup2(other.fileno(), number)
+        publisher.close()
+        os.close(number)
+
+
 def test_a_lower_limit_of_descriptors_will_do(
     bus: FakeBus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -276,11 +339,11 @@ def test_no_descriptor_free_is_a_dropped_event(
 def test_no_descriptor_to_ask_by_is_no_answer(
     bus: FakeBus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_socket(*_: object) -> socket.socket:
+    def no_socket(*_: object) -> Any:
         raise OSError(errno.EMFILE, "too many open files")
 
     with Publisher(bus.address) as publisher, monkeypatch.context() as patch:
-        patch.setattr(socket, "socket", no_socket)
+        patch.setattr(_receiver, "_open", no_socket)
         assert publisher.ping() is None
 
 

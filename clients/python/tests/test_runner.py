@@ -179,8 +179,12 @@ def test_what_a_handler_raises_is_counted_and_seldom_logged(
         wait_until(lambda: runner.stats().handler_errors == 51)
         assert runner.stop()
     assert runner.stats() == RunnerStats(received=51, handled=51, handler_errors=51)
-    assert [record.message for record in caplog.records] == [f"a handler raised: {error!r}"]
-    assert caplog.records[0].exc_info
+    assert [record.message for record in caplog.records] == [
+        f"a handler raised, given an event of 'a.b': {error!r}"
+    ]
+    (logged,) = caplog.records
+    assert logged.exc_info is not None and logged.exc_info[1] is error
+    assert logged.levelno == logging.ERROR
 
 
 def test_stopping_finishes_what_waits(bus: FakeBus, start: Start) -> None:
@@ -303,8 +307,8 @@ def test_a_name_without_an_address_is_waited_for_and_told(
     with Runner(lambda event: None, ">", address="bus.invalid:1") as runner:
         wait_until(lambda: len(caplog.records) == 1)
         assert not runner.wait(0.01)
-    assert caplog.records[0].message.startswith("cannot subscribe yet")
-    assert caplog.records[0].levelno == logging.ERROR
+    assert caplog.records[0].message.startswith("cannot subscribe yet to >: ")
+    assert caplog.records[0].levelno == logging.WARNING
 
 
 def test_losses_are_told_to_the_handler_where_asked_for(bus: FakeBus, start: Start) -> None:

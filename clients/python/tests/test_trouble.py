@@ -94,15 +94,12 @@ class Handler(logging.Handler):
 
 
 @pytest.fixture
-def handler() -> Iterator[Handler]:
+def handler(monkeypatch: pytest.MonkeyPatch) -> Handler:
+    """The only one."""
     handler = Handler()
-    LOGGER.addHandler(handler)
-    LOGGER.propagate = False
-    try:
-        yield handler
-    finally:
-        LOGGER.removeHandler(handler)
-        LOGGER.propagate = True
+    monkeypatch.setattr(LOGGER, "handlers", [handler])
+    monkeypatch.setattr(LOGGER, "propagate", False)
+    return handler
 
 
 def test_a_handler_may_publish(absent: Publisher, handler: Handler) -> None:
@@ -125,7 +122,11 @@ def test_a_handler_that_raises_harms_nobody(absent: Publisher, handler: Handler)
     assert len(handler.lines) == 1
 
 
-def test_a_handler_that_is_taken_is_not_waited_for(absent: Publisher, handler: Handler) -> None:
+def test_a_handler_that_is_taken_is_not_waited_for(
+    absent: Publisher, clock: Clock, handler: Handler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # pytest adds its own, which are free.
+    monkeypatch.setattr(LOGGER, "handlers", [handler])
     held, done = threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -145,7 +146,116 @@ def test_a_handler_that_is_taken_is_not_waited_for(absent: Publisher, handler: H
         done.set()
         holder.join()
     absent.publish("a", b"")
+    assert handler.lines == [], "not tried for each event"
+    clock.now += 1.0
+    absent.publish("a", b"")
     assert len(handler.lines) == 1, "told at the next occasion"
+
+
+def test_a_handler_may_wait_for_what_another_handler_writes(absent: Publisher) -> None:
+    """One that ships lines by a thread of its own, which logs what it does."""
+    plain, shipping = Handler(), Handler()
+    shipper = logging.getLogger("shipper")
+    threads: list[threading.Thread] = []
+
+    def ship() -> None:
+        thread = threading.Thread(target=shipper.warning, args=("shipping",), daemon=True)
+        threads.append(thread)
+        thread.start()
+        thread.join(10)
+
+    shipping.action = ship
+    logging.getLogger().addHandler(plain)
+    LOGGER.addHandler(shipping)
+    try:
+        absent.publish("a", b"")
+        assert [thread.is_alive() for thread in threads] == [False]
+        assert plain.lines.count("shipping") == 1 and len(plain.lines) == 2
+    finally:
+        LOGGER.removeHandler(shipping)
+        logging.getLogger().removeHandler(plain)
+
+
+def test_loggings_own_lock_is_not_waited_for(absent: Publisher, handler: Handler) -> None:
+    """Another thread configures logging."""
+    held, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with getattr(logging, "_lock"):
+            held.set()
+            done.wait(10)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait()
+    getattr(LOGGER, "_cache").clear()
+    try:
+        absent.publish("a", b"")
+        assert not done.is_set() and holder.is_alive()
+        assert len(handler.lines) == 1
+    finally:
+        done.set()
+        holder.join()
+
+
+def test_what_writes_where_there_is_no_handler_is_not_waited_for(
+    absent: Publisher, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last = Handler()
+    monkeypatch.setattr(logging, "lastResort", last)
+    monkeypatch.setattr(LOGGER, "handlers", [])
+    monkeypatch.setattr(LOGGER, "propagate", False)
+    held, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        assert last.lock is not None
+        with last.lock:
+            held.set()
+            done.wait(10)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait()
+    try:
+        absent.publish("a", b"")
+        assert holder.is_alive() and last.lines == []
+    finally:
+        done.set()
+        holder.join()
+    clock.now += 1.0
+    absent.publish("a", b"")
+    assert len(last.lines) == 1
+
+
+@pytest.mark.parametrize("as_one", ["disabled", "level", "filter", "handlers_level", "disable"])
+def test_what_the_application_turned_off_is_not_written(
+    as_one: str, absent: Publisher, handler: Handler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if as_one == "disabled":
+        monkeypatch.setattr(LOGGER, "disabled", True)
+    elif as_one == "level":
+        monkeypatch.setattr(LOGGER, "level", logging.ERROR)
+    elif as_one == "filter":
+        monkeypatch.setattr(LOGGER, "filters", [lambda record: False])
+    elif as_one == "handlers_level":
+        handler.setLevel(logging.ERROR)
+    else:
+        monkeypatch.setattr(LOGGER.manager, "disable", logging.CRITICAL)
+    absent.publish("a", b"")
+    assert handler.lines == []
+
+
+def test_a_line_that_is_refused_is_not_tried_for_each_event(
+    absent: Publisher, clock: Clock, handler: Handler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+    monkeypatch.setattr("hailmary._trouble.warn", lambda *_: tried.append(True))
+    for _ in range(10):
+        absent.publish("a", b"")
+    assert len(tried) == 1
+    clock.now += 1.0
+    absent.publish("a", b"")
+    assert len(tried) == 2
 
 
 class AbsentHandler:
@@ -162,7 +272,7 @@ class AbsentHandler:
 
 @pytest.mark.parametrize("as_object", [True, False])
 def test_in_a_signal_handler_nothing_is_told(
-    as_object: bool, absent: Publisher, handler: Handler
+    as_object: bool, absent: Publisher, clock: Clock, handler: Handler
 ) -> None:
     of_signal = AbsentHandler(absent)
     previous = signal.signal(signal.SIGUSR1, of_signal if as_object else of_signal.method)
@@ -172,6 +282,7 @@ def test_in_a_signal_handler_nothing_is_told(
         assert handler.lines == []
     finally:
         signal.signal(signal.SIGUSR1, previous)
+    clock.now += 1.0
     absent.publish("a", b"")
     assert len(handler.lines) == 1
 

@@ -7,9 +7,12 @@ Adding takes no lock. A buffer belongs to one process: a child has another.
 
 from __future__ import annotations
 
-import _thread
-import threading
+# At the import, so that lock and thread are of one kind, whatever takes them away
+# later: gevent and eventlet put theirs in their place, and a native lock that one
+# of theirs waits for would hold up all of them.
+from _thread import RLock, allocate_lock, start_new_thread
 from collections import deque
+from time import monotonic
 from typing import Optional
 
 from ._batch import Bundle, batch_bytes
@@ -28,6 +31,10 @@ _HALF = BUFFER_SLOTS // 2
 # More slots than there are: nobody wakes the thread, for it is at work.
 _NEVER = 2 * BUFFER_SLOTS
 
+# How often a full buffer is taken as a hint that its thread was not woken, as an
+# exception out of a signal handler may have it.
+_WAKE_AGAIN_SECONDS = 1.0
+
 # The longest that closing waits for the thread to end what it is sending. It
 # never waits itself, so this passes only where it gets no turn at all.
 _TURN_SECONDS_MAX = 1.0
@@ -42,17 +49,18 @@ class Buffer:
         # An event, and a None for each slot more that it takes.
         self._slots: deque[Optional[bytes]] = deque()
         # Released to wake the thread, which alone takes it.
-        self._alarm = _thread.allocate_lock()
+        self._alarm = allocate_lock()
         self._alarm.acquire()
         # With so many slots in use, who publishes wakes the thread.
         self._wake_at = 1
-        # Whoever gets it out starts the thread.
+        self._wake_again_at = 0.0
+        # The thread that gets it out is the one, for as long as it runs.
         self._unstarted = [True]
         self._stopped = False
         # Held while sending, so that events keep their order. Never by publish().
-        self._turn = threading.RLock()
+        self._turn = RLock()
 
-    def send(self, event: bytes, count: int = 1) -> None:
+    def send(self, event: bytes) -> None:
         """Adds an event, or drops and counts it."""
         if self._stopped:
             self._sender.send(event)
@@ -60,7 +68,7 @@ class Buffer:
         slots = self._slots
         more = (len(event) - 1) // _SLOT_BYTES
         if len(slots) + more >= BUFFER_SLOTS:
-            self._sender.drop("buffer_full", f"{BUFFER_SLOTS} slots are in use")
+            self._drop()
             return
         slots.append(event)
         if more:
@@ -97,14 +105,25 @@ class Buffer:
                 bundle.add(event)
         bundle.send()
 
+    def _drop(self) -> None:
+        self._sender.drop("buffer_full", f"{BUFFER_SLOTS} slots are in use")
+        now = monotonic()
+        if now >= self._wake_again_at:
+            self._wake_again_at = now + _WAKE_AGAIN_SECONDS
+            self._wake()
+
     def _wake(self) -> None:
-        self._wake_at = _NEVER
-        if self._stopped:  # Since it was looked at, that is.
-            self.flush(wait_seconds_max=0)
-        elif self._unstarted:
-            self._start()
-        else:
-            self._ring()
+        try:
+            self._wake_at = _NEVER
+            if self._stopped:  # Since it was looked at, that is.
+                self.flush(wait_seconds_max=0)
+            elif self._unstarted:
+                self._start()
+            else:
+                self._ring()
+        except BaseException:  # Out of a signal handler: the next event wakes it.
+            self._wake_at = 1
+            raise
 
     def _ring(self) -> None:
         try:
@@ -114,26 +133,23 @@ class Buffer:
 
     def _start(self) -> None:
         try:
-            self._unstarted.pop()
-        except IndexError:  # Another thread was first.
-            return
-        try:
             # Not threading.Thread, whose start waits and takes a lock.
-            _thread.start_new_thread(self._run, ())
+            start_new_thread(self._run, ())
         except RuntimeError:  # The system has no thread left, or the interpreter ends.
-            self._rest()
+            self._wake_at = 1
             self.flush(wait_seconds_max=0)
 
     def _run(self) -> None:
         try:
+            self._unstarted.pop()
+        except IndexError:  # Another was started at the same moment.
+            return
+        try:
             self._send_by_and_by()
         finally:
-            self._rest()
-
-    def _rest(self) -> None:
-        """There is no thread: the next event starts one."""
-        self._unstarted.append(True)
-        self._wake_at = 1
+            # There is no thread: the next event starts one.
+            self._unstarted.append(True)
+            self._wake_at = 1
 
     def _send_by_and_by(self) -> None:
         while not self._stopped:

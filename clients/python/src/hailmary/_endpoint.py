@@ -8,6 +8,7 @@ with the socket in place of datagrams.
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import time
 from typing import Optional
@@ -47,22 +48,31 @@ class Endpoint:
         return self.receiver.closed
 
     def transmit(self, now: float) -> None:
-        """Says to the bus what is due."""
+        """Says to the bus what is due. Raises `OSError`, once, if something else
+        in the process closed the socket; it is closed then."""
         if now < self.session.transmit_at:
             return
         if self._look_up is not None and self.session.silent:
             self.receiver.redirect(self._look_up.poll(now))
         request = self.session.poll_transmit(now)
         if request is not None:
-            self.receiver.send(request)
+            try:
+                self.receiver.send(request)
+            except OSError:
+                self.close()
+                raise
 
     def receive(self, now: float) -> Optional[list[Event]]:
         """The events of the next datagram in the socket, if there is one.
 
-        Raises `Refused` if the bus no longer allows the subscription, and `OSError`
-        if something else in the process closed the socket; it is to be closed then.
+        Raises `Refused` if the bus no longer allows the subscription, and as
+        `transmit`; it is closed then.
         """
-        received = self.receiver.receive()
+        try:
+            received = self.receiver.receive(now)
+        except OSError:
+            self.close()
+            raise
         if received is None:
             return None
         datagram, origin = received
@@ -70,6 +80,7 @@ class Endpoint:
         events = self.session.handle_datagram(now, origin, datagram)
         reason = self.session.refused
         if reason is not None:
+            self.close()
             raise Refused(reason)
         return events
 
@@ -81,10 +92,9 @@ class Endpoint:
         return "no answer from the bus" + (f" (not sent: {unsent})" if unsent else "")
 
     def close(self) -> None:
-        """Gives the lease back and closes the socket."""
-        if self.closed:
-            return
+        """Gives the lease back and closes the socket, if it is still that."""
         farewell = self.session.close()
-        if farewell is not None:
-            self.receiver.send(farewell)
+        if farewell is not None and not self.closed:
+            with contextlib.suppress(OSError):
+                self.receiver.send(farewell)
         self.receiver.close()

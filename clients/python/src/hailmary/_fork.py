@@ -44,7 +44,7 @@ class _ProcessMark:
         return int(self._process == os.getpid())
 
     def __setitem__(self, index: int, value: int) -> None:
-        self._process = os.getpid()
+        self._process = os.getpid() if value else 0
 
 
 def _make_mark() -> Mark:
@@ -58,6 +58,9 @@ def _make_mark() -> Mark:
 
 
 mark: Mark = _make_mark()
+
+# Which process last began. Not for each event, as to ask costs a system call.
+_process = os.getpid()
 
 # A set changes in one step, so a child never finds it half changed.
 _forked: set[weakref.ref[Forked]] = set()
@@ -88,6 +91,7 @@ def begin_anew() -> None:
 
 
 def _begin_all() -> None:
+    global _process
     # Another may have come first, between the look at the mark and the claim.
     if mark[0]:
         return
@@ -95,7 +99,16 @@ def _begin_all() -> None:
         forked = reference()
         if forked is not None:
             forked.begin_anew()
+    _process = os.getpid()
     mark[0] = 1
 
 
-os.register_at_fork(after_in_child=begin_anew)
+def _begin_anew_behind_a_fork() -> None:
+    """Also where the system has promised to wipe the page, and does not: some
+    emulators take the promise for granted."""
+    if os.getpid() != _process:
+        mark[0] = 0
+    begin_anew()
+
+
+os.register_at_fork(after_in_child=_begin_anew_behind_a_fork)

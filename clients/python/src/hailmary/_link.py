@@ -11,13 +11,12 @@ from __future__ import annotations
 import _socket
 import errno
 import fcntl
-import os
 import socket
 import time
 from typing import Callable, Optional
 
-from . import _fork
 from ._address import Peer
+from ._descriptor import OwnSocket
 
 # Never wait, whatever became of the socket's own mode, and no SIGPIPE.
 # MSG_FASTOPEN means nothing to a datagram, but a TCP connection refuses it: one
@@ -26,10 +25,11 @@ FLAGS: int = (
     socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0) | getattr(socket, "MSG_FASTOPEN", 0)
 )
 
-# New descriptors get the lowest free number. One that is higher than most
-# processes ever get to is hardly given to another if the process closes it; it
-# is below the usual limit of 1,024.
-_DESCRIPTOR_MIN = 768
+# New descriptors get the lowest free number. One that is higher than many
+# processes ever get to is seldom given to another if the process closes it. It is
+# below 64, since Linux keeps so many in place: for a higher one it makes a larger
+# table, and a process with threads waits some 10 ms for that.
+_DESCRIPTOR_MIN = 48
 
 # How often a full queue is taken as a hint that the bus's path may be another
 # socket by now, whose queue is not full.
@@ -54,52 +54,26 @@ _NOT_OURS = (
     errno.EOPNOTSUPP,
 )
 
+# What a socket of ours says for want of room, of a way or of a bus. Behind any
+# other error may be somebody else's file that has got its number.
+_OF_THE_WAY = (
+    errno.EAGAIN,
+    errno.ENOBUFS,
+    errno.ENOMEM,
+    errno.EMSGSIZE,
+    errno.ECONNREFUSED,
+    errno.EADDRNOTAVAIL,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.ENETDOWN,
+    errno.ENETUNREACH,
+)
+
 Send = Callable[[bytes, int], int]
 
 
 class Closed(OSError):
     """Published after `close()`."""
-
-
-class _Socket(_socket.socket):
-    """A datagram socket that closes itself, and never another.
-
-    Not `socket.socket`: it needs none of what that adds, least of all where
-    gevent or eventlet have put theirs in its place.
-    """
-
-    __slots__ = ("__weakref__", "_identity")
-
-    def __init__(self, family: int, descriptor: int) -> None:
-        super().__init__(family, socket.SOCK_DGRAM, 0, descriptor)
-        self.setblocking(False)
-        self._identity = _identity(descriptor)
-        _fork.begin_anew_in_child(self)
-
-    def is_ours(self) -> bool:
-        """Whether the descriptor is still this socket."""
-        try:
-            return _identity(self.fileno()) == self._identity
-        except OSError:
-            return False
-
-    def begin_anew(self) -> None:
-        """Closes a child's copy of it; that of the parent stays open. Some may be
-        known to threads alone that the child does not have."""
-        self.give_up()
-
-    def give_up(self) -> None:
-        """Closes it, or leaves the descriptor to whom it now belongs."""
-        if self.is_ours():
-            self.close()
-        else:
-            self.detach()
-
-    def __del__(self) -> None:
-        try:
-            self.give_up()
-        except Exception:  # The interpreter ends and has taken the modules away.
-            pass
 
 
 class Link:
@@ -109,7 +83,7 @@ class Link:
         self.peer = peer
         self.send: Send = self._connect_and_send
         """Hands a datagram to the kernel, with `FLAGS`. Raises `OSError`."""
-        self._socket: Optional[_Socket] = None
+        self._socket: Optional[OwnSocket] = None
         self._closed = False
         self._reconnect_at = 0.0
 
@@ -132,7 +106,7 @@ class Link:
 
     def mend(self, error: OSError, send: Send) -> None:
         """After `send` failed: makes the next one begin anew where that helps."""
-        if error.errno in _NOT_OURS:
+        if error.errno in _NOT_OURS or self._has_lost_it(error):
             self._forget(send)
         elif error.errno == errno.EAGAIN and self.is_unix:
             self._reconnect_seldom()
@@ -169,7 +143,7 @@ class Link:
             self.close()
         return connected.send(datagram, flags)
 
-    def _opened(self, family: int) -> _Socket:
+    def _opened(self, family: int) -> OwnSocket:
         opened = self._socket
         if opened is not None and opened.is_ours():
             return opened
@@ -181,6 +155,10 @@ class Link:
             self._socket = fresh
         # Another thread may have been first, and then its socket is for all.
         return self._socket or fresh
+
+    def _has_lost_it(self, error: OSError) -> bool:
+        opened = self._socket
+        return error.errno not in _OF_THE_WAY and opened is not None and not opened.is_ours()
 
     def _forget(self, send: Send) -> None:
         if self.send == send:
@@ -196,16 +174,11 @@ class Link:
             self.send = self._connect_and_send
 
 
-def _open(family: int) -> _Socket:
+def _open(family: int) -> OwnSocket:
     plain = _socket.socket(family, socket.SOCK_DGRAM)
     try:
         high = fcntl.fcntl(plain.fileno(), fcntl.F_DUPFD_CLOEXEC, _DESCRIPTOR_MIN)
     except (AttributeError, OSError):  # Unknown here, or not below the limit, or all are taken.
-        return _Socket(family, plain.detach())
+        return OwnSocket(family, plain.detach())
     plain.close()
-    return _Socket(family, high)
-
-
-def _identity(descriptor: int) -> tuple[int, int]:
-    status = os.fstat(descriptor)
-    return status.st_dev, status.st_ino
+    return OwnSocket(family, high)

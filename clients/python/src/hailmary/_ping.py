@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from dataclasses import dataclass
+from contextlib import closing
 from typing import NamedTuple, Optional
 
 from ._address import Peer
@@ -21,37 +21,6 @@ from ._wire import bus_pb2
 _log = logging.getLogger("hailmary")
 
 
-@dataclass(frozen=True)
-class Pong:
-    """What a bus told of a publisher's events. By then,
-
-        sent = received + lost + in_flight
-    """
-
-    bus: int
-    """The bus's sender id. Another one than before: the bus restarted, and
-    counts what it has received since."""
-
-    sent: int
-    """Events that the publisher had handed to the kernel when the answer came."""
-
-    received: int
-    """Events that the bus received, each once."""
-
-    lost: int
-    """Events that the bus misses, by the stamps of what it received and of the
-    question: lost on the way to it, or overtaken there, so it may fall again."""
-
-    round_trip_seconds: float
-    """From the question to its answer."""
-
-    @property
-    def in_flight(self) -> int:
-        """Events of which the bus told neither: they were published while it
-        answered, or before this run of it first heard of the publisher."""
-        return self.sent - self.received - self.lost
-
-
 class Answer(NamedTuple):
     """A bus's answer, and how long it took."""
 
@@ -61,16 +30,14 @@ class Answer(NamedTuple):
 
 def ask(peer: Peer, stamp: bus_pb2.Stamp, timeout: float) -> Optional[Answer]:
     """Asks what came of the stamp's flow. Asks again, as datagrams may get lost;
-    gives up after `timeout` seconds, and where the system has no socket."""
+    gives up after `timeout` seconds, and where the system has no socket, or
+    something else in the process closed it."""
     try:
-        receiver = Receiver(peer)
+        with closing(Receiver(peer)) as receiver:
+            return _ask_again_and_again(receiver, stamp, time.monotonic() + timeout)
     except OSError as error:
         _log.warning("the bus cannot be asked: %s", error)
         return None
-    try:
-        return _ask_again_and_again(receiver, stamp, time.monotonic() + timeout)
-    finally:
-        receiver.close()
 
 
 def _ask_again_and_again(
@@ -92,8 +59,9 @@ def _ask_again_and_again(
 
 
 def _await_pong(receiver: Receiver, nonce: int, until: float) -> Optional[bus_pb2.Pong]:
+    now = time.monotonic()
     while True:
-        received = receiver.receive()
+        received = receiver.receive(now)
         if received is not None:
             pong = _pong_in(*received)
             if pong is not None and pong.nonce == nonce:

@@ -23,8 +23,7 @@ from ._buffer import Buffer
 from ._encode import TooLarge, event_field
 from ._environment import is_disabled
 from ._link import Link
-from ._ping import Pong
-from ._sender import PublisherStats, Sender, trouble
+from ._sender import Pong, PublisherStats, Sender, trouble
 
 LINGER_MS_MAX = 10_000
 """The longest that an event may be told to wait for others."""

@@ -8,6 +8,7 @@ and counted. What a handler raises ends nothing.
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import logging
 import math
@@ -21,13 +22,15 @@ from typing import TYPE_CHECKING, Any, Callable, Literal, Optional, TypedDict, U
 
 from ._address import parse, resolve
 from ._endpoint import Endpoint, Refused
+from ._descriptor import OwnSocket
 from ._event import Event, Loss
 from ._hand_over import BYTES_MAX, EVENTS_MAX, HandOver
 from ._look_up import LOOK_UP_SECONDS_MIN
-from ._receiver import wait_for
+from ._receiver import look, wait_for
 from ._session import SubscriptionStats
 from ._signals import stopped_by_signals
 from ._subscription import deadline, make_request
+from ._trouble import Trouble
 
 if TYPE_CHECKING:
     # Known to type checkers without an installation.
@@ -42,9 +45,6 @@ GIVE_UP_SECONDS = 0.5
 STOP_SECONDS = 5.0
 """How long `stop` lets handlers finish unless told otherwise: well within what
 service managers grant before they kill."""
-
-LOG_SECONDS = 60.0
-"""Of the errors of one kind, one is logged in this time."""
 
 _log = logging.getLogger("hailmary")
 
@@ -88,7 +88,7 @@ class Runner:
     - `notices`: whether the handler is called with each `Loss` too, by any worker.
     - All else is as for `subscribe()`.
 
-    What the handler raises is logged, once a minute and worker at most, and counted.
+    What the handler raises is logged, once a minute at most, and counted.
 
     The threads are daemons: a process that ends without `stop()` does not wait for
     them. They belong to the process that started them, which is best one that has
@@ -145,8 +145,9 @@ class Runner:
         # For the session, which the receiving thread drives. May be taken again
         # by its holder, since a signal handler may ask for the stats.
         self._lock = threading.RLock()
+        trouble = Trouble({"raised": "a handler raised, given"}, _log_with_traceback)
         self._workers = [
-            _Worker(handler, HandOver(queue_events // workers, BYTES_MAX // workers))
+            _Worker(handler, HandOver(queue_events // workers, BYTES_MAX // workers), trouble)
             for _ in range(workers)
         ]
         # The process that has the threads.
@@ -156,7 +157,7 @@ class Runner:
         self._settled = threading.Event()
         self._error: Optional[Exception] = None
         self._is_stopping = False
-        self._wake: Optional[tuple[socket.socket, socket.socket]] = None
+        self._wake: Optional[tuple[OwnSocket, OwnSocket]] = None
 
     def start(self, timeout: Optional[float] = 0.0) -> bool:
         """Starts the threads, and waits at most `timeout` seconds, for ever if it
@@ -210,7 +211,7 @@ class Runner:
         receiving = self._receiving
         if self._wake is not None and receiving is not None and not receiving.is_alive():
             for end in self._wake:
-                end.close()
+                end.give_up()
         return has_stopped
 
     def stats(self) -> RunnerStats:
@@ -245,8 +246,10 @@ class Runner:
             return
         self._is_stopping = True
         if self._wake is not None and self._is_mine():
+            writer = self._wake[1]
             with contextlib.suppress(OSError):
-                self._wake[1].send(b"\0")
+                if writer.is_ours():
+                    writer.send(b"\0")
 
     def _is_mine(self) -> bool:
         """Whether this is the process that the threads are in."""
@@ -254,7 +257,7 @@ class Runner:
 
     def _start_threads(self) -> None:
         """All of them, or none."""
-        reader, writer = self._wake = socket.socketpair()
+        reader, writer = self._wake = _socket_pair()
         threads = [
             threading.Thread(target=worker.run, name="hailmary worker", daemon=True)
             for worker in self._workers
@@ -270,11 +273,11 @@ class Runner:
         except BaseException:
             self._end()
             self._wake = None
-            reader.close()
-            writer.close()
+            reader.give_up()
+            writer.give_up()
             raise
 
-    def _run(self, wake: socket.socket) -> None:
+    def _run(self, wake: OwnSocket) -> None:
         """The receiving thread."""
         try:
             endpoint = self._open(wake)
@@ -286,19 +289,20 @@ class Runner:
         finally:
             self._end()
 
-    def _open(self, wake: socket.socket) -> Optional[Endpoint]:
+    def _open(self, wake: OwnSocket) -> Optional[Endpoint]:
         """Till there is an address and a socket; this thread may wait for both."""
-        complaint = _Complaint()
+        trouble = Trouble({"unopened": "cannot subscribe yet to"})
         while not self._is_stopping:
             try:
                 self._endpoint = Endpoint(self._request, self._address, resolve(self._address))
                 return self._endpoint
             except OSError as error:
-                complaint.tell("cannot subscribe yet: %s", error)
+                trouble.tell("unopened", " ".join(self._request.topics), error)
+            look(wake)
             wait_for(LOOK_UP_SECONDS_MIN, wake)
         return None
 
-    def _turn(self, endpoint: Endpoint, wake: socket.socket) -> None:
+    def _turn(self, endpoint: Endpoint, wake: OwnSocket) -> None:
         """Does what is due, takes one datagram, or waits for one."""
         now = time.monotonic()
         with self._lock:
@@ -314,6 +318,7 @@ class Runner:
         if endpoint.session.held and not self._settled.is_set():
             self._settled.set()
         if events is None:
+            look(wake)
             endpoint.receiver.wait(wake_at - now, wake)
 
     def _deal(self, events: list[Event], size_bytes: int) -> int:
@@ -355,7 +360,9 @@ class Runner:
 class _Worker:
     """A thread's work; the counts are written by it alone."""
 
-    def __init__(self, handler: Callable[[Any], object], hand_over: HandOver[Any]) -> None:
+    def __init__(
+        self, handler: Callable[[Any], object], hand_over: HandOver[Any], trouble: Trouble
+    ) -> None:
         self.hand_over = hand_over
         self.give_up_at = math.inf
         """From when on it drops what still waits."""
@@ -364,7 +371,7 @@ class _Worker:
         self.given_up = 0
         """Events that it dropped so."""
         self._handler = handler
-        self._complaint = _Complaint()
+        self._trouble = trouble
 
     def run(self) -> None:
         while True:
@@ -384,27 +391,24 @@ class _Worker:
             # Also what would end the thread alone, such as SystemExit: nobody
             # would see that, and a worker less would handle nothing.
             self.errors += 1
-            self._complaint.tell("a handler raised: %s", repr(error), error)
+            about = f"an event of {item.topic!r}" if isinstance(item, Event) else "a loss"
+            self._trouble.tell("raised", about, error)
         self.handled += isinstance(item, Event)
 
 
-class _Complaint:
-    """One kind of error in the log, seldom."""
+def _log_with_traceback(line: str, what: str, about: str, error: object, since: str) -> bool:
+    """May wait for a handler of the application's that logs, as any code of its
+    own would: it is in a worker's thread, and what failed once is to be seen."""
+    cause = error if isinstance(error, BaseException) else None
+    with contextlib.suppress(Exception):
+        _log.error(line, what, about, repr(error), since, exc_info=cause)
+    return True
 
-    def __init__(self) -> None:
-        self._tell_at = -math.inf
-        self._untold = 0
 
-    def tell(self, message: str, what: object, error: Optional[BaseException] = None) -> None:
-        """Logs it, and how many were not since the one before, or counts it."""
-        now = time.monotonic()
-        if now < self._tell_at:
-            self._untold += 1
-            return
-        self._tell_at = now + LOG_SECONDS
-        more = f"; {self._untold} more since this was logged last" if self._untold else ""
-        self._untold = 0
-        _log.error(message + "%s", what, more, exc_info=error)
+def _socket_pair() -> tuple[OwnSocket, OwnSocket]:
+    """What is written to the second wakes who waits for the first."""
+    reader, writer = _socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    return OwnSocket(socket.AF_UNIX, reader.detach()), OwnSocket(socket.AF_UNIX, writer.detach())
 
 
 def _join(threads: list[threading.Thread], until: float) -> bool:

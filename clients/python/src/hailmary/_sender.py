@@ -17,9 +17,7 @@ from ._address import Peer
 from ._count import Count
 from ._encode import LAST_SEVEN_BITS, SEVEN_BITS, STAMP_START_BYTES, stamp_field
 from ._link import FLAGS, Closed, Link, Send
-from ._ping import Pong, ask
 from ._trouble import Trouble
-from ._wire import bus_pb2
 
 # The field of PublisherStats that a failed system call counts in. What is not
 # named here counts in `failed`.
@@ -58,6 +56,37 @@ trouble = Trouble(
     }
 )
 """Tells of each reason to drop by itself, and of what bounced."""
+
+
+@dataclass(frozen=True)
+class Pong:
+    """What a bus told of a publisher's events. By then,
+
+        sent = received + lost + in_flight
+    """
+
+    bus: int
+    """The bus's sender id. Another one than before: the bus restarted, and
+    counts what it has received since."""
+
+    sent: int
+    """Events that the publisher had handed to the kernel when the answer came."""
+
+    received: int
+    """Events that the bus received, each once."""
+
+    lost: int
+    """Events that the bus misses, by the stamps of what it received and of the
+    question: lost on the way to it, or overtaken there, so it may fall again."""
+
+    round_trip_seconds: float
+    """From the question to its answer."""
+
+    @property
+    def in_flight(self) -> int:
+        """Events of which the bus told neither: they were published while it
+        answered, or before this run of it first heard of the publisher."""
+        return self.sent - self.received - self.lost
 
 
 @dataclass(frozen=True)
@@ -183,6 +212,10 @@ class Sender:
 
     def ping(self, timeout: float) -> Optional[Pong]:
         """Asks the bus what it received, and waits for the answer."""
+        # Who never asks needs no protobuf.
+        from ._ping import ask
+        from ._wire import bus_pb2
+
         peer = self.link.peer
         if peer is None:
             return None

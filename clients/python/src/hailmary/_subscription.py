@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Generic, Literal, Optional, Union, cast, overload
 
 from ._address import parse, resolve
-from ._endpoint import Endpoint, Refused
+from ._endpoint import Endpoint
 from ._event import Event, Loss
 from ._lease import Reason
 from ._session import SubscriptionStats
@@ -251,11 +251,7 @@ class Subscription(Generic[Item]):
 
     def _receive(self, now: float) -> bool:
         """Takes one datagram from the socket; says whether there was one."""
-        try:
-            events = self._endpoint.receive(now)
-        except Refused:
-            self.close()
-            raise
+        events = self._endpoint.receive(now)
         if events is None:
             return False
         self._take_in(events)

@@ -1,10 +1,12 @@
 """Says what goes wrong, seldom, and without doing harm by it.
 
-Owns the lines that publishing writes to the logger `hailmary`: of each kind the
-first in a process, then one a minute. It refuses to write where that could wait for ever
-or write about itself: inside of logging, inside of a signal handler, and while
-another has a handler of the logger. What is refused is tried again at the next
-trouble of the kind.
+Owns how seldom lines are written to the logger `hailmary`: of each kind the
+first in a process, then one a minute. `warn` writes them for publishing, and for
+whatever else runs in the application's own threads. It refuses to write where that
+could wait for ever or write about itself: inside of logging, inside of a signal
+handler, and by a handler that another has. So it does itself what `Logger.warning`
+does, but for the locks that this takes. What is refused is tried again a second
+later.
 """
 
 from __future__ import annotations
@@ -16,7 +18,6 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from types import CodeType
 from typing import Callable, NamedTuple, Optional
 
@@ -27,6 +28,14 @@ _log = logging.getLogger("hailmary")
 
 # The least time between two lines of a kind.
 _QUIET_SECONDS = 60.0
+
+# The least time between two attempts to write a line: to find out that it is
+# refused costs as much as a hundred events.
+_RETRY_SECONDS = 1.0
+
+
+Write = Callable[[str, str, str, object, str], bool]
+"""Writes a line, of a format and its parts; says whether it could."""
 
 
 class _Told(NamedTuple):
@@ -39,9 +48,11 @@ class _Told(NamedTuple):
 class Trouble:
     """What this process has told of, by kind."""
 
-    def __init__(self, lines: dict[str, str]) -> None:
-        """How a line of each kind begins; the bus and the error follow."""
+    def __init__(self, lines: dict[str, str], write: Optional[Write] = None) -> None:
+        """How a line of each kind begins; whom it is about and the error follow.
+        It is written by `warn`, unless by another."""
         self._lines = lines
+        self._write = write
         self.begin_anew()
         _fork.begin_anew_in_child(self)
 
@@ -50,7 +61,7 @@ class Trouble:
         self._told = {kind: _Told(-math.inf, 0) for kind in self._lines}
         self._happened = {kind: Count() for kind in self._lines}
 
-    def tell(self, kind: str, bus: str, error: object) -> None:
+    def tell(self, kind: str, about: str, error: object) -> None:
         """Writes a line, unless one of this kind was written less than a minute ago."""
         happened = self._happened[kind].next() + 1
         told = self._told.get(kind)
@@ -62,11 +73,14 @@ class Trouble:
             return
         next_told = told
         try:
+            now = time.monotonic()
             # Another may have written since it was looked at.
-            if time.monotonic() >= told.again_at:
+            if now >= told.again_at:
+                next_told = _Told(now + _RETRY_SECONDS, told.happened)
                 since = _suppressed(happened - told.happened - 1)
-                if warn("%s %s: %s%s", self._lines[kind], bus, error, since):
-                    next_told = _Told(time.monotonic() + _QUIET_SECONDS, happened)
+                write = self._write or warn
+                if write("%s %s: %s%s", self._lines[kind], about, error, since):
+                    next_told = _Told(now + _QUIET_SECONDS, happened)
         finally:
             self._told[kind] = next_told
 
@@ -76,10 +90,62 @@ def warn(line: str, *parts: object) -> bool:
     on the handlers' account."""
     if _interrupts():
         return False
-    with _handlers_locks() as free, contextlib.suppress(Exception):
-        if free:
-            _log.warning(line, *parts)
-    return free
+    if not _is_enabled():
+        return True
+    try:
+        record = _filtered(_record(line, parts))
+    except Exception:  # A filter's or a factory's of the application.
+        return True
+    return record is None or _hand_over(record)
+
+
+def _is_enabled() -> bool:
+    """As `isEnabledFor` says, which waits for whoever configures logging."""
+    if _log.disabled or _log.manager.disable >= logging.WARNING:
+        return False
+    return _log.getEffectiveLevel() <= logging.WARNING
+
+
+def _record(line: str, parts: tuple[object, ...]) -> logging.LogRecord:
+    code = warn.__code__
+    place = (code.co_filename, code.co_firstlineno)
+    return _log.makeRecord(
+        _log.name, logging.WARNING, *place, line, parts, None, func=code.co_name
+    )
+
+
+def _filtered(record: logging.LogRecord) -> Optional[logging.LogRecord]:
+    """What the logger's filters leave of it. From Python 3.12 on, they may put
+    another in its place."""
+    passed: object = _log.filter(record)
+    if isinstance(passed, logging.LogRecord):
+        return passed
+    return record if passed else None
+
+
+def _hand_over(record: logging.LogRecord) -> bool:
+    """Whether a handler took it, or none is for it. One lock is held at a time:
+    what a handler waits for may want another's."""
+    handlers = [each for each in _handlers() if each.level <= record.levelno]
+    # No generator, since each is to have it.
+    return not handlers or any([_handled(handler, record) for handler in handlers])
+
+
+def _handled(handler: logging.Handler, record: logging.LogRecord) -> bool:
+    """Whether the handler was free to take it. It may be taken by a thread that
+    waits, or that a fork has left behind in the parent."""
+    lock = handler.lock
+    if lock is not None:
+        acquire: Callable[..., bool] = lock.acquire
+        if not acquire(blocking=False):
+            return False
+    try:
+        with contextlib.suppress(Exception):
+            handler.handle(record)
+    finally:
+        if lock is not None:
+            lock.release()
+    return True
 
 
 def _suppressed(times: int) -> str:
@@ -113,29 +179,12 @@ def _code_of(handler: object) -> Optional[CodeType]:
     return code if isinstance(code, CodeType) else None
 
 
-@contextlib.contextmanager
-def _handlers_locks() -> Iterator[bool]:
-    """Holds the locks of all handlers of the logger, if all are free. One may be
-    taken by a thread that waits, or that a fork has left behind in the parent."""
-    with contextlib.ExitStack() as held:
-        yield all(map(functools.partial(_take, held), _handlers()))
-
-
-def _take(held: contextlib.ExitStack, handler: logging.Handler) -> bool:
-    lock = handler.lock
-    if lock is None:
-        return True
-    acquire: Callable[..., bool] = lock.acquire
-    free = acquire(blocking=False)
-    if free:
-        held.callback(lock.release)
-    return free
-
-
 def _handlers() -> list[logging.Handler]:
     handlers: list[logging.Handler] = []
     logger: Optional[logging.Logger] = _log
     while logger is not None:
         handlers += logger.handlers
         logger = logger.parent if logger.propagate else None
+    if not handlers and logging.lastResort is not None:
+        return [logging.lastResort]
     return handlers

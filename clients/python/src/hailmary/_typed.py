@@ -7,12 +7,11 @@ publisher's, and the subscription's.
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Generic, Optional, TypeVar, Union
+from typing import TYPE_CHECKING, Generic, Optional, TypeVar, Union
 
 from . import otel
 from ._batch import Batch
@@ -20,11 +19,12 @@ from ._codec import Codec
 from ._default import ready_publisher
 from ._event import Event
 from ._publisher import Publisher
-from ._session import SubscriptionStats
-from ._subscription import Subscription, subscribe
 from ._topic import check_topic
+from ._trouble import Trouble
 
-_log = logging.getLogger("hailmary")
+if TYPE_CHECKING:
+    from ._session import SubscriptionStats
+    from ._subscription import Subscription
 
 T = TypeVar("T")
 
@@ -147,6 +147,9 @@ class Topic(Generic[T]):
             for photo, event in photo_indexed.subscribe(name="indexer"):
                 print(photo["id"], event.time_unix_nano)
         """
+        # Who only publishes needs no protobuf.
+        from ._subscription import subscribe
+
         subscription = subscribe(
             self._name,
             address=address,
@@ -168,13 +171,15 @@ class TopicSubscription(Generic[T]):
     """An iterator of values, each with its event; made by `Topic.subscribe()`.
 
     An event whose payload cannot be decoded is passed over, since anybody who may
-    publish can send one: all are counted, and the first is logged as a warning.
+    publish can send one: all are counted, and a warning is logged, once a minute at
+    most.
     """
 
     def __init__(self, topic: Topic[T], subscription: Subscription[Event]) -> None:
         self._topic = topic
         self._subscription = subscription
         self._undecodable = 0
+        self._trouble = Trouble({"undecodable": "undecodable: events are passed over that are of"})
 
     @property
     def undecodable(self) -> int:
@@ -192,7 +197,8 @@ class TopicSubscription(Generic[T]):
             try:
                 return self._topic.decode(event), event
             except DecodeError as error:
-                self._pass_over(error)
+                self._undecodable += 1
+                self._trouble.tell("undecodable", self._topic.name, type(error.__cause__).__name__)
             if timeout is not None:
                 timeout = max(0.0, give_up_at - time.monotonic())
                 overtime += timeout == 0
@@ -230,8 +236,3 @@ class TopicSubscription(Generic[T]):
         traceback: Optional[TracebackType],
     ) -> None:
         self.close()
-
-    def _pass_over(self, error: DecodeError) -> None:
-        self._undecodable += 1
-        if self._undecodable == 1:
-            _log.warning("passed over, and so are more without a word: %s", error)

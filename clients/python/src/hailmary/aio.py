@@ -25,6 +25,7 @@ import os
 import socket
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Iterator
 from types import TracebackType
@@ -296,12 +297,16 @@ class _Feed(Generic[Item]):
         self._timer: Optional[asyncio.TimerHandle] = None
         self._timer_at = math.inf
         self._descriptor = endpoint.receiver.fileno()
+        # This one object of the method is the loop's alone, which lets go of it
+        # where somebody else adds or removes a reader of the descriptor's number.
+        reader = self._turn
+        self._reader = weakref.ref(reader)
         try:
-            loop.add_reader(self._descriptor, self._turn)
+            loop.add_reader(self._descriptor, reader)
         except BaseException:
             endpoint.close()
             raise
-        self._turn()
+        reader()
 
     @property
     def is_over(self) -> bool:
@@ -345,10 +350,10 @@ class _Feed(Generic[Item]):
             self._timer.cancel()
             self._timer = None
         # In a child after a fork the loop's readers are the parent's as well.
-        if self._descriptor >= 0 and self._process == os.getpid() and not self.loop.is_closed():
-            self.loop.remove_reader(self._descriptor)
+        if self._process == os.getpid() and not self.loop.is_closed():
+            if self._reader() is not None:
+                self.loop.remove_reader(self._descriptor)
             _settle(self._waiter)
-        self._descriptor = -1
         self.endpoint.close()
 
     def close_from_anywhere(self) -> None:

@@ -162,6 +162,15 @@ def children(pid: int) -> set[int]:
     return {int(child) for child in text.split()}
 
 
+def sockets(pid: int) -> int:
+    """How many sockets a process has open."""
+    count = 0
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            count += os.readlink(descriptor).startswith("socket:")
+    return count
+
+
 def descriptors(pid: int) -> int:
     """How many a process has open."""
     return len(os.listdir(f"/proc/{pid}/fd"))

@@ -59,6 +59,19 @@ class Server:
         with self.asked():
             self.program.wait_until(have_all_answered, f"{count} workers answered")
 
+    def ask_one_by_one(self, pids: Callable[[], set[int]]) -> list[dict[str, Any]]:
+        """Asks until all of those have answered while nobody else asked: the last
+        answer of each."""
+        answers: dict[int, dict[str, Any]] = {}
+
+        def have_all_answered() -> bool:
+            facts = self.ask()
+            answers[facts["pid"]] = facts
+            return pids() <= answers.keys()
+
+        self.program.wait_until(have_all_answered, "each worker answered alone")
+        return [*answers.values()]
+
     @contextmanager
     def asked(self) -> Iterator[None]:
         """Clients ask all the time. Raises in the end if a request failed."""
@@ -85,11 +98,14 @@ class Server:
 
 
 @contextmanager
-def serving(command: Command, directory: Path, bus: str) -> Iterator[Server]:
+def serving(
+    command: Command, directory: Path, bus: str, linger_ms: int = 0
+) -> Iterator[Server]:
     """A server of `apps/web.py`. The command is told the listener's `fd://`."""
+    environment = {"HAILMARY_BUS": bus, "LINGER_MS": str(linger_ms)}
     with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
         number = listener.fileno()
         with running(
-            command(f"fd://{number}"), directory, {"HAILMARY_BUS": bus}, pass_fds=[number]
+            command(f"fd://{number}"), directory, environment, pass_fds=[number]
         ) as program:
             yield Server(program, listener.getsockname()[1])

@@ -8,6 +8,7 @@ it forks.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from typing import Any, Callable
 
@@ -17,7 +18,7 @@ from hailmary import Publisher
 
 EVENTS_PER_REQUEST = 3
 
-publisher = Publisher()
+publisher = Publisher(linger_ms=float(os.environ["LINGER_MS"]))
 telling.publish(publisher, 1, "web.loaded")
 
 
