@@ -12,7 +12,7 @@ import os
 import threading
 import time
 import weakref
-from typing import Protocol
+from typing import Callable, Protocol
 
 # `MADV_WIPEONFORK` of Linux 4.14: the page is full of zeros in a child. To look
 # at it costs a twentieth of the system call that getpid() is.
@@ -63,12 +63,17 @@ mark: Mark = _make_mark()
 _process = os.getpid()
 
 # A set changes in one step, so a child never finds it half changed.
-_forked: set[weakref.ref[Forked]] = set()
+_to_call: set[weakref.WeakMethod[Callable[[], None]]] = set()
 
 
 def begin_anew_in_child(forked: Forked) -> None:
     """Has its `begin_anew` called in every child, as long as it lives."""
-    _forked.add(weakref.ref(forked, _forked.discard))
+    call_in_child(forked.begin_anew)
+
+
+def call_in_child(begin_anew: Callable[[], None]) -> None:
+    """Has the method called in every child, as long as its object lives."""
+    _to_call.add(weakref.WeakMethod(begin_anew, _to_call.discard))
 
 
 # Which thread of this process does it. By process, since a fork may leave behind
@@ -95,10 +100,10 @@ def _begin_all() -> None:
     # Another may have come first, between the look at the mark and the claim.
     if mark[0]:
         return
-    for reference in tuple(_forked):
-        forked = reference()
-        if forked is not None:
-            forked.begin_anew()
+    for reference in tuple(_to_call):
+        begin_anew_of_one = reference()
+        if begin_anew_of_one is not None:
+            begin_anew_of_one()
     _process = os.getpid()
     mark[0] = 1
 
