@@ -126,7 +126,7 @@ def test_its_size_is_by_the_way(host: str, bytes_max: int) -> None:
 
 def test_the_largest_batch_is_a_datagram(bus: FakeBus) -> None:
     with fake_bus() as bus, Publisher(bus.address) as publisher:
-        with publisher.batch(10**9) as batch:
+        with publisher.batch(65_507) as batch:
             batch.extend("a", [bytes(1_000)] * 66)
         frames = bus.receive_all()
         assert [len(frame.events) for frame in frames] == [64, 2]
@@ -184,3 +184,46 @@ def test_a_dropped_batch_counts_each_of_its_events(tmp_path: Path) -> None:
         with publisher.batch() as batch:
             batch.extend("a", [b""] * 3_000)
         assert publisher.stats() == PublisherStats(refused=3_000)
+
+
+@pytest.mark.parametrize("wrong", [None, 5, b"abc", "abc", bytearray(b"abc")], ids=str)
+def test_what_is_no_collection_of_payloads_is_one_error(bus: FakeBus, wrong: Any) -> None:
+    with Publisher(bus.address) as publisher, publisher.batch() as batch:
+        with pytest.raises(TypeError):
+            batch.extend("a", wrong)
+    with Publisher(bus.address, on_error="drop") as publisher, publisher.batch() as batch:
+        batch.extend("a", wrong)
+        batch.extend("a", [b"1"])
+        batch.flush()
+        assert publisher.stats() == PublisherStats(sent=1, invalid=1)
+
+
+@pytest.mark.parametrize(
+    ("bytes_max", "error"),
+    [
+        ("1400", TypeError),
+        (1400.0, TypeError),
+        (-5, ValueError),
+        (0, ValueError),
+        (65_508, ValueError),
+    ],
+)
+def test_a_size_that_is_none_is_told_when_the_batch_is_made(
+    bytes_max: Any, error: type[Exception]
+) -> None:
+    with Publisher("127.0.0.1:9", on_error="drop") as publisher, pytest.raises(error):
+        publisher.batch(bytes_max)
+
+
+def test_a_batch_grows_as_the_way_to_the_bus_of_today_has_it(
+    bus: FakeBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HAILMARY_BUS", "192.0.2.1:7277")
+    with Publisher() as publisher, publisher.batch() as batch:
+        batch.publish("a", b"before")
+        monkeypatch.setenv("HAILMARY_BUS", bus.address)
+        assert publisher.resolve()
+        for _ in range(3):
+            batch.publish("a", bytes(1_000))
+        batch.flush()
+        assert [len(frame.events) for frame in bus.receive_all()] == [1, 3]

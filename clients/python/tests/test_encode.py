@@ -1,6 +1,7 @@
 """What is written by hand is what the protobuf library would write."""
 
 import random
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from hailmary._encode import (
     EVENT_BYTES_MAX,
     Bulk,
+    TooLarge,
     event_field,
     stamp_field,
     varint,
@@ -137,3 +139,58 @@ def test_ever_new_topics_are_not_kept_for_ever() -> None:
     assert len(_encode._topics) <= _encode._TOPICS_MAX
     assert len(_encode._names) <= _encode._TOPICS_MAX
     assert max(map(len, _encode._names)) <= 255
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"key": ""},
+        {"key": None},
+        {"key": 0},
+        {"key": bytearray()},
+        {"attributes": []},
+        {"attributes": ""},
+        {"attributes": 0},
+        {"time_unix_nano": 0.0},
+        {"time_unix_nano": ""},
+        {"time_unix_nano": []},
+    ],
+    ids=str,
+)
+def test_a_wrong_type_is_told_of_an_empty_value_too(wrong: dict[str, Any]) -> None:
+    values: dict[str, Any] = {"key": b"", "attributes": None, "time_unix_nano": 0, **wrong}
+    (name,) = wrong
+    with pytest.raises(TypeError, match=name):
+        event_field("a", b"", **values)
+
+
+@pytest.mark.parametrize("topic", [["a"], {"a": "b"}, bytearray(b"a")], ids=str)
+def test_a_topic_that_no_dict_takes_is_told_of_as_a_topic(topic: Any) -> None:
+    with pytest.raises(TypeError, match="topic"):
+        event_field(topic, b"", b"", None, 0)
+
+
+def test_an_empty_key_that_is_another_object_is_none() -> None:
+    class Key(bytes):
+        pass
+
+    assert event_field("a", b"", Key(), {}, 0) == event_field("a", b"", b"", None, 0)
+
+
+@pytest.mark.parametrize("part", ["payload", "key", "value", "name", "many attributes"])
+def test_what_is_too_large_is_refused_before_it_is_copied(part: str) -> None:
+    size = 50_000_000
+    payload = bytes(size) if part == "payload" else b""
+    key = bytes(size) if part == "key" else b""
+    attributes = {"": ""}
+    if part in ("value", "name"):
+        attributes = {"a": "b" * size} if part == "value" else {"a" * size: "b"}
+    elif part == "many attributes":
+        attributes = {f"{number}": "b" * 60_000 for number in range(1_000)}
+    tracemalloc.start()
+    try:
+        with pytest.raises(TooLarge):
+            event_field("a", payload, key, attributes, 0)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()

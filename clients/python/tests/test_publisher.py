@@ -270,6 +270,38 @@ def test_a_bus_that_changed_its_address_is_found_again(monkeypatch: pytest.Monke
             assert publisher.stats() == PublisherStats(sent=4, closed=1)
 
 
+def test_a_failed_resolve_says_that_events_go_on(
+    bus: FakeBus, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("HAILMARY_BUS", bus.address)
+    with Publisher() as publisher:
+        monkeypatch.setenv("HAILMARY_BUS", "garbage")
+        for _ in range(2):
+            assert not publisher.resolve()
+        lines = [record.getMessage() for record in caplog.records]
+        assert len(lines) == 2, "each says it"
+        assert all("go on" in line and "dropped" not in line for line in lines)
+
+
+def test_what_is_told_names_the_bus_that_was_resolved_last(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("HAILMARY_BUS", f"unix://{tmp_path}/old")
+    with Publisher() as publisher:
+        monkeypatch.setenv("HAILMARY_BUS", f"unix://{tmp_path}/new")
+        assert publisher.resolve()
+        publisher.publish("a", b"")
+    assert f"unix://{tmp_path}/new" in caplog.text and "/old" not in caplog.text
+
+
+def test_an_address_that_is_none_is_raised_where_publishing_is_turned_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HAILMARY_DISABLE", "1")
+    with pytest.raises(ValueError):
+        Publisher("nonsense")
+
+
 @pytest.mark.parametrize("value", ["garbage", "host:0", "http://host:1", "a..b:1", "x" * 100 + ":1"])
 def test_a_bad_environment_warns_and_drops(
     value: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -201,7 +201,7 @@ def test_a_child_leaves_alone_what_is_anothers(bus: FakeBus, tmp_path: Path) -> 
         number = descriptor(publisher)
         os.dup2(a_pipe(stack, tmp_path).mine, number)
         stack.callback(os.close, number)
-        publisher.begin_anew()
+        publisher._begin_anew()
         os.fstat(number)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 import time
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ipaddress import ip_address
 from itertools import accumulate, chain, islice
 from operator import add
@@ -47,9 +47,9 @@ class Bundle:
 
     def __init__(self, sender: Sender, bytes_max: int) -> None:
         self.sender = sender
-        self.bytes_max = min(bytes_max, DATAGRAM_BYTES_MAX)
+        self.link = sender.link
         # The stamp comes beside them, and is counted at its largest.
-        self._events_bytes_max = self.bytes_max - STAMP_BYTES_MAX
+        self._events_bytes_max = bytes_max - STAMP_BYTES_MAX
         self._parts: list[bytes] = []
         self._bytes = 0
         self._events = 0
@@ -113,6 +113,23 @@ def _layout(
     return [*accumulate(sizes, initial=0)], join
 
 
+def _checked(bytes_max: Optional[int]) -> Optional[int]:
+    if bytes_max is None:
+        return None
+    if not isinstance(bytes_max, int):
+        raise TypeError(f"bytes_max is an int, not {type(bytes_max).__name__}")
+    if not 1 <= bytes_max <= DATAGRAM_BYTES_MAX:
+        raise ValueError(f"bytes_max is from 1 to {DATAGRAM_BYTES_MAX}, not {bytes_max}")
+    return bytes_max
+
+
+def _each(payloads: Iterable[bytes]) -> Iterator[bytes]:
+    """Raises `TypeError` for what is one payload, or none."""
+    if isinstance(payloads, (bytes, bytearray, str)):
+        raise TypeError(f"payloads are several, not one {type(payloads).__name__}")
+    return iter(payloads)
+
+
 class Batch:
     """Publishes several events in a datagram, as `Publisher.batch()` says.
 
@@ -128,7 +145,7 @@ class Batch:
     ) -> None:
         self._current_sender = current_sender
         self._reject = reject
-        self._bytes_max = bytes_max
+        self._bytes_max = _checked(bytes_max)
         self._bundle: Optional[Bundle] = None
         self._bulk: Optional[Bulk] = None
 
@@ -167,7 +184,11 @@ class Batch:
             return
         if time_unix_nano is None:
             time_unix_nano = time.time_ns()
-        waiting = iter(payloads)
+        try:
+            waiting = _each(payloads)
+        except TypeError as error:
+            self._reject(error)
+            return
         while True:
             # So nothing of the caller's runs in the midst of it, and memory is bounded.
             some = list(islice(waiting, _PAYLOADS_AT_ONCE))
@@ -195,8 +216,10 @@ class Batch:
     def _bundle_of_this_process(self) -> Optional[Bundle]:
         sender = self._current_sender()
         bundle = self._bundle
-        if bundle is not None and bundle.sender is sender:
-            return bundle
+        if bundle is not None and sender is not None and bundle.sender is sender:
+            if bundle.link is sender.link:
+                return bundle
+            bundle.send()  # The bus is another by now, and takes others' sizes.
         if sender is None:
             return None
         bytes_max = self._bytes_max

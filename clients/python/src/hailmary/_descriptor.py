@@ -62,8 +62,7 @@ class OwnSocket(_socket.socket):
         if status.st_ino:
             return status.st_dev, status.st_ino
         # macOS numbers no socket of the internet. Two of them have not one port.
-        name = self.getsockname()
-        port = name[1] if isinstance(name, tuple) else 0
+        port: int = 0 if self.family == socket.AF_UNIX else self.getsockname()[1]
         kind = self.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE)
         return (kind, port) if port else None
 

@@ -49,6 +49,9 @@ _names: dict[str, bytes] = {}
 # As for topics, by the lengths of a bulk's payloads.
 _JOINTS_MAX = 1024
 
+# The default of a key is this very object; any other is looked at.
+_NO_KEY = b""
+
 _EVENT = b"\x0a"
 _STAMP = b"\x12"
 _TOPIC = b"\x0a"
@@ -109,19 +112,25 @@ def event_field(
 
     Raises `ValueError` or `TypeError` if it is none, or too long to be sent.
     """
-    event = _topics.get(topic) or _topic_field(topic)
+    try:
+        event = _topics.get(topic) or _topic_field(topic)
+    except TypeError:  # No str, and not even hashable.
+        check_topic(topic)
+        raise
     if payload.__class__ is not bytes:
         _check_payload(payload)
     length = len(payload)
     if length < _SHORT_END:
         event += _PAYLOAD_STARTS[length] + payload
     else:
-        event += _PAYLOAD + varint(length) + payload
-    if key:
+        event += _long_payload_field(payload)
+    if key is not _NO_KEY:
         event += _key_field(key)
     if time_unix_nano:
         event += _time_field(time_unix_nano)
-    if attributes:
+    elif time_unix_nano.__class__ is not int:
+        _time_field(time_unix_nano)  # It says if it is none; 0 is left out.
+    if attributes is not None:
         event += _attribute_fields(attributes)
     length = len(event)
     if length < _SHORT_END:
@@ -136,6 +145,17 @@ def _long_event_field(event: bytes) -> bytes:
     return field
 
 
+def _long_payload_field(payload: bytes) -> bytes:
+    return _PAYLOAD + varint(_fitting(len(payload))) + payload
+
+
+def _fitting(length: int) -> int:
+    """Of a part, looked at before it is copied: it may be of any size."""
+    if length > EVENT_BYTES_MAX:
+        raise TooLarge(f"an event has at most {EVENT_BYTES_MAX} bytes, this one over {length}")
+    return length
+
+
 def _check_payload(payload: bytes) -> None:
     if not isinstance(payload, bytes):
         raise TypeError(f"a payload is bytes, not {type(payload).__name__}")
@@ -147,7 +167,8 @@ class Bulk:
     def __init__(self, topic: str, time_unix_nano: int) -> None:
         self._of = (topic, time_unix_nano)
         topic_field = _topics.get(topic) or _topic_field(topic)
-        self.tail = _time_field(time_unix_nano) if time_unix_nano else b""
+        time_field = _time_field(time_unix_nano)
+        self.tail = time_field if time_unix_nano else b""
         """What follows the payload in each event."""
         self.joints = _Joints(topic_field, self.tail)
         """By a payload's length, what stands between the payload before and it."""
@@ -207,7 +228,9 @@ def _topic_field(topic: str) -> bytes:
 def _key_field(key: bytes) -> bytes:
     if not isinstance(key, bytes):
         raise TypeError(f"a key is bytes, not {type(key).__name__}")
-    length = len(key)
+    length = _fitting(len(key))
+    if not length:
+        return b""
     return _KEY + (_SHORT[length] if length < _SHORT_END else varint(length)) + key
 
 
@@ -233,6 +256,7 @@ def _attribute_fields(attributes: Mapping[str, str]) -> bytes:
     for name, value in attributes.items():
         if not isinstance(name, str) or not isinstance(value, str):
             raise TypeError("attributes are a mapping from str to str")
+        _fitting(len(name) + len(value) + len(fields))
         text = value.encode()
         entry = (_names.get(name) or _name_field(name)) + varint(len(text)) + text
         fields += _ATTRIBUTE + varint(len(entry)) + entry

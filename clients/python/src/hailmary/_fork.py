@@ -12,7 +12,9 @@ import os
 import threading
 import time
 import weakref
-from typing import Protocol
+from typing import Any, Callable, Protocol, TypeVar
+
+_T = TypeVar("_T")
 
 # `MADV_WIPEONFORK` of Linux 4.14: the page is full of zeros in a child. To look
 # at it costs a twentieth of the system call that getpid() is.
@@ -62,13 +64,18 @@ mark: Mark = _make_mark()
 # Which process last began. Not for each event, as to ask costs a system call.
 _process = os.getpid()
 
-# A set changes in one step, so a child never finds it half changed.
-_forked: set[weakref.ref[Forked]] = set()
+# What to call, by whom. A dictionary changes in one step, so a child never finds it half changed.
+_forked: dict[weakref.ref[Any], Callable[[Any], None]] = {}
 
 
 def begin_anew_in_child(forked: Forked) -> None:
     """Has its `begin_anew` called in every child, as long as it lives."""
-    _forked.add(weakref.ref(forked, _forked.discard))
+    call_in_child(forked, type(forked).begin_anew)
+
+
+def call_in_child(forked: _T, begin_anew: Callable[[_T], None]) -> None:
+    """Has its method called in every child, as long as it lives."""
+    _forked[weakref.ref(forked, _forked.pop)] = begin_anew
 
 
 # Which thread of this process does it. By process, since a fork may leave behind
@@ -95,10 +102,10 @@ def _begin_all() -> None:
     # Another may have come first, between the look at the mark and the claim.
     if mark[0]:
         return
-    for reference in tuple(_forked):
+    for reference, begin_anew_of in tuple(_forked.items()):
         forked = reference()
         if forked is not None:
-            forked.begin_anew()
+            begin_anew_of(forked)
     _process = os.getpid()
     mark[0] = 1
 

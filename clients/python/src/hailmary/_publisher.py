@@ -24,6 +24,7 @@ from ._encode import TooLarge, event_field
 from ._environment import is_disabled
 from ._link import Link
 from ._sender import Pong, PublisherStats, Sender, trouble
+from ._trouble import warn
 
 LINGER_MS_MAX = 10_000
 """The longest that an event may be told to wait for others."""
@@ -63,6 +64,8 @@ class Publisher:
             raise ValueError(f"on_error is 'raise' or 'drop', not {on_error!r}")
         if not 0 <= linger_ms <= LINGER_MS_MAX:
             raise ValueError(f"linger_ms is from 0 to {LINGER_MS_MAX}, not {linger_ms!r}")
+        if address is not None:
+            parse(address)
         self._address = address
         self._drops_errors = on_error == "drop"
         self._linger_seconds = linger_ms / 1000
@@ -70,7 +73,7 @@ class Publisher:
         self._begin(Sender(Link(None), _name(address)))
         if not self._is_disabled:
             self._find_bus()
-        _fork.begin_anew_in_child(self)
+        _fork.call_in_child(self, Publisher._begin_anew)
 
     def publish(
         self,
@@ -113,10 +116,10 @@ class Publisher:
                 batch.extend("search.index.photo", [b"43", b"44"])
 
         It sends itself when the next event would not fit: by default into 1,400
-        bytes over a network, 16,384 over loopback and Unix sockets; 65,507 at
-        most. The rest is sent at the end, also at the end by an exception: an
-        event whose `publish()` has returned is published. Its events do not go
-        through the buffer of `linger_ms`.
+        bytes over a network, 16,384 over loopback and Unix sockets; `bytes_max` is
+        from 1 to 65,507, else `ValueError` is raised. The rest is sent at the end,
+        also at the end by an exception: an event whose `publish()` has returned is
+        published. Its events do not go through the buffer of `linger_ms`.
         """
         return Batch(self._current_sender, self._reject, bytes_max)
 
@@ -159,12 +162,6 @@ class Publisher:
             self._stop_buffer()
         self._sender.close()
 
-    def begin_anew(self) -> None:
-        """In a child: leaves the parent's sender and buffer to the parent."""
-        if self._stop_buffer is not None:
-            self._stop_buffer.detach()
-        self._begin(self._sender.in_child())
-
     def __reduce__(self) -> NoReturn:
         raise TypeError("a publisher is not pickled: two processes would be one sender")
 
@@ -178,6 +175,12 @@ class Publisher:
         traceback: Optional[TracebackType],
     ) -> None:
         self.close()
+
+    def _begin_anew(self) -> None:
+        """In a child: leaves the parent's sender and buffer to the parent."""
+        if self._stop_buffer is not None:
+            self._stop_buffer.detach()
+        self._begin(self._sender.in_child())
 
     def _begin(self, sender: Sender) -> None:
         self._sender = sender
@@ -201,11 +204,19 @@ class Publisher:
         try:
             peer = _look_up(self._address)
         except OSError as error:
-            trouble.tell("unreachable", sender.bus, error)
+            self._tell_not_found(error)
             return False
+        sender.bus = _name(self._address)
         if peer != sender.link.peer:
             sender.move(peer)
         return True
+
+    def _tell_not_found(self, error: OSError) -> None:
+        if self._sender.link.peer is None:
+            trouble.tell("unreachable", self._sender.bus, error)
+        else:
+            line = "the bus's address is not found, events go on to the one known before: %s: %s"
+            warn(line, _name(self._address), error)
 
     def _reject(self, error: Exception) -> None:
         """Raises what is wrong with an event, or counts it."""
