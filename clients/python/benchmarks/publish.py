@@ -46,6 +46,18 @@ PAYLOAD = bytes(32)
 KEY = b"4711"
 ATTRIBUTES = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
 
+# What a batch is to reach.
+BATCH_EVENTS_PER_SECOND = 1_000_000
+
+WHY_BUFFERS_WIN = """\
+`publish()` hands each event to the kernel before it returns: one system call for each
+event, of which the most part of its time is the kernel's, and which no code around it
+makes cheaper. `nats` and `zmq` return when the event is in a buffer of the process, and a
+thread or an event loop sends many by one call. So a client that buffers costs less per
+call than any that does not; it loses what is in the buffer when the process dies, and its
+publisher does not learn what the kernel refused. What compares with those is `linger_ms`,
+which buffers too, and the batch."""
+
 # How long a server may take until it answers.
 PATIENCE_SECONDS = 20.0
 
@@ -342,6 +354,27 @@ def table(measured: dict[str, list[Round]]) -> str:
     return "\n".join(lines)
 
 
+def verdict(measured: dict[str, list[Round]]) -> str:
+    """Which targets hold by these figures, and what stands in the way of the others."""
+    wall = {
+        name: statistics.median(one.wall for one in rounds) for name, rounds in measured.items()
+    }
+    ours = wall["hailmary, publish"]
+    lines = [
+        f"- `publish()` is faster than {name}: {'holds' if ours < theirs else 'does not hold'}, "
+        f"{ours:,.0f} ns against {theirs:,.0f} ns."
+        for name, theirs in wall.items()
+        if not name.startswith("hailmary")
+    ]
+    per_second = 1e9 / wall["hailmary, batch.extend"]
+    holds = "holds" if per_second > BATCH_EVENTS_PER_SECOND else "does not hold"
+    lines.append(
+        f"- A batch takes over {BATCH_EVENTS_PER_SECOND:,} events/s: {holds}, {per_second:,.0f}."
+    )
+    head = "The targets, by the medians of the wall time:"
+    return "\n".join([head, "", *lines, "", WHY_BUFFERS_WIN])
+
+
 def surroundings(arguments: argparse.Namespace) -> dict[str, str]:
     """What the figures depend on."""
     packages = ("protobuf", "datadog", "redis", "nats-py", "pyzmq")
@@ -458,7 +491,7 @@ def report(arguments: argparse.Namespace) -> None:
     if arguments.memory:
         memory = memory_line(arguments.memory, measure_memory(arguments.memory))
     if arguments.write:
-        write_results(facts, table(measured), memory)
+        write_results(facts, f"{table(measured)}\n\n{verdict(measured)}", memory)
     if arguments.json:
         rounds = {name: [one._asdict() for one in rounds] for name, rounds in measured.items()}
         print(json.dumps({**facts, "rounds_ns": rounds}, indent=1))

@@ -216,12 +216,12 @@ class Batch:
     def _bundle_of_this_process(self) -> Optional[Bundle]:
         sender = self._current_sender()
         bundle = self._bundle
+        if sender is None:
+            return None
         if bundle is not None and bundle.sender is sender:
             if bundle.link is sender.link:
                 return bundle
-            bundle.send()  # The bus is another by now, and takes others' sizes.
-        if sender is None:
-            return None
+            bundle.send()  # The bus is another by now, and takes other sizes.
         bytes_max = self._bytes_max
         if bytes_max is None:
             bytes_max = batch_bytes(sender.link.peer)

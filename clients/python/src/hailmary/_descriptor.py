@@ -11,7 +11,7 @@ import _socket
 import contextlib
 import os
 import socket
-from typing import Optional
+from typing import Any, Optional
 
 from . import _fork
 
@@ -62,8 +62,8 @@ class OwnSocket(_socket.socket):
         if status.st_ino:
             return status.st_dev, status.st_ino
         # macOS numbers no socket of the internet. Two of them have not one port.
-        name = self.getsockname()
-        port = name[1] if isinstance(name, tuple) else 0
+        name: Any = self.getsockname()
+        port: int = 0 if isinstance(name, (str, bytes)) else name[1]
         kind = self.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE)
         return (kind, port) if port else None
 

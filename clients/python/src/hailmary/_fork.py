@@ -12,7 +12,9 @@ import os
 import threading
 import time
 import weakref
-from typing import Callable, Protocol
+from typing import Any, Callable, Protocol, TypeVar
+
+_T = TypeVar("_T")
 
 # `MADV_WIPEONFORK` of Linux 4.14: the page is full of zeros in a child. To look
 # at it costs a twentieth of the system call that getpid() is.
@@ -62,18 +64,18 @@ mark: Mark = _make_mark()
 # Which process last began. Not for each event, as to ask costs a system call.
 _process = os.getpid()
 
-# A set changes in one step, so a child never finds it half changed.
-_to_call: set[weakref.WeakMethod[Callable[[], None]]] = set()
+# What to call, by whom. A dictionary changes in one step, so a child never finds it half changed.
+_forked: dict[weakref.ref[Any], Callable[[Any], None]] = {}
 
 
 def begin_anew_in_child(forked: Forked) -> None:
     """Has its `begin_anew` called in every child, as long as it lives."""
-    call_in_child(forked.begin_anew)
+    call_in_child(forked, type(forked).begin_anew)
 
 
-def call_in_child(begin_anew: Callable[[], None]) -> None:
-    """Has the method called in every child, as long as its object lives."""
-    _to_call.add(weakref.WeakMethod(begin_anew, _to_call.discard))
+def call_in_child(forked: _T, begin_anew: Callable[[_T], None]) -> None:
+    """Has its method called in every child, as long as it lives."""
+    _forked[weakref.ref(forked, _forked.pop)] = begin_anew
 
 
 # Which thread of this process does it. By process, since a fork may leave behind
@@ -100,10 +102,10 @@ def _begin_all() -> None:
     # Another may have come first, between the look at the mark and the claim.
     if mark[0]:
         return
-    for reference in tuple(_to_call):
-        begin_anew_of_one = reference()
-        if begin_anew_of_one is not None:
-            begin_anew_of_one()
+    for reference, begin_anew_of in tuple(_forked.items()):
+        forked = reference()
+        if forked is not None:
+            begin_anew_of(forked)
     _process = os.getpid()
     mark[0] = 1
 

@@ -73,7 +73,7 @@ class Publisher:
         self._begin(Sender(Link(None), _name(address)))
         if not self._is_disabled:
             self._find_bus()
-        _fork.call_in_child(self._begin_anew)
+        _fork.call_in_child(self, Publisher._begin_anew)
 
     def publish(
         self,
@@ -117,9 +117,9 @@ class Publisher:
 
         It sends itself when the next event would not fit: by default into 1,400
         bytes over a network, 16,384 over loopback and Unix sockets; `bytes_max` is
-        from 1 to 65,507, else `ValueError` is raised. The rest is sent at the end, also at the end by an exception: an
-        event whose `publish()` has returned is published. Its events do not go
-        through the buffer of `linger_ms`.
+        from 1 to 65,507, else `ValueError` is raised. The rest is sent at the end,
+        also at the end by an exception: an event whose `publish()` has returned is
+        published. Its events do not go through the buffer of `linger_ms`.
         """
         return Batch(self._current_sender, self._reject, bytes_max)
 
@@ -215,11 +215,8 @@ class Publisher:
         if self._sender.link.peer is None:
             trouble.tell("unreachable", self._sender.bus, error)
         else:
-            warn(
-                "the bus's address is not found, events go on to the one known before: %s: %s",
-                _name(self._address),
-                error,
-            )
+            line = "the bus's address is not found, events go on to the one known before: %s: %s"
+            warn(line, _name(self._address), error)
 
     def _reject(self, error: Exception) -> None:
         """Raises what is wrong with an event, or counts it."""
