@@ -253,6 +253,21 @@ impl Subscription {
         self.ledger.settle(now);
     }
 
+    /// The socket is another one from now on, with another address. A lease is of one
+    /// address alone: it has ended, and another is asked for at once.
+    pub fn rebind(&mut self, now: Duration) {
+        if self.has_ended() {
+            return;
+        }
+        self.request.cookie.clear();
+        if matches!(self.phase, Phase::Held { .. }) {
+            self.end_lease(Phase::Asking);
+        }
+        self.phase = Phase::Asking;
+        self.transmit_at = now;
+        self.retry_after = RETRY_MIN;
+    }
+
     /// Counts a datagram that is no frame.
     pub fn ignore_datagram(&mut self) {
         self.ignored_frames = self.ignored_frames.saturating_add(1);

@@ -6,7 +6,7 @@
 )]
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
+use std::fs::{self, OpenOptions};
 use std::os::fd::{AsRawFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -39,7 +39,12 @@ pub(crate) fn close(descriptor: RawFd) {
 
 /// Gives the number of a descriptor to a file, which nobody else may close.
 pub(crate) fn replace(descriptor: RawFd) {
-    let file = File::open("/dev/null").unwrap();
+    // One that may be written to, as a log is.
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/null")
+        .unwrap();
     // SAFETY: as for `close`.
     let replaced = unsafe { libc::dup2(file.as_raw_fd(), descriptor) };
     assert_eq!(replaced, descriptor);
