@@ -723,6 +723,28 @@ mod tests {
     }
 
     #[test]
+    fn another_socket_asks_at_once_for_a_lease_of_its_own() {
+        let mut subscription = held();
+        assert!(request_is_due(&mut subscription, 1).is_none());
+        subscription.rebind(ms(1));
+        assert_eq!(subscription.state(), LeaseState::Asking);
+        assert_eq!(subscription.counts().lapses, 1);
+        assert!(request_is_due(&mut subscription, 1).is_some());
+        let next = subscription.poll_timeout().unwrap();
+        assert_eq!(next, ms(1) + RETRY_MIN);
+        answer(&mut subscription, 2, lease(BUS, 3_000, b"y"));
+        assert_eq!(subscription.state(), LeaseState::Held);
+        subscription.close();
+        subscription.rebind(ms(3));
+        assert_eq!(subscription.state(), LeaseState::Closed);
+        assert!(request_is_due(&mut subscription, 3).is_none());
+    }
+
+    fn request_is_due(subscription: &mut Subscription, now: u64) -> Option<Vec<u8>> {
+        subscription.poll_transmit(ms(now)).map(<[u8]>::to_vec)
+    }
+
+    #[test]
     fn believes_answers_to_its_own_requests_alone() {
         let mut subscription = subscription();
         let early = answer(&mut subscription, 0, lease(BUS, 3_000, b"x"));

@@ -179,4 +179,23 @@ mod tests {
             assert_eq!(failure(&error), reason, "{error}");
         }
     }
+
+    #[test]
+    fn a_route_that_fails_gets_another_socket_now_and_then_and_a_lost_one_at_once() {
+        let target = Target::Udp("127.0.0.1:1".parse().unwrap());
+        let link = Link::open(target).unwrap();
+        for (errno, replaced) in [
+            (libc::EHOSTUNREACH, [true, false]),
+            (libc::EINVAL, [true, false]),
+            (libc::EPIPE, [true, true]),
+            (libc::EBADF, [true, true]),
+            (libc::ENOTSOCK, [true, true]),
+            (libc::EAGAIN, [false, false]),
+            (libc::ECONNREFUSED, [false, false]),
+        ] {
+            let (error, account) = (io::Error::from_raw_os_error(errno), Account::new(7));
+            let is_replaced = [(); 2].map(|()| link.is_to_be_replaced(&error, &account));
+            assert_eq!(is_replaced, replaced, "{error}");
+        }
+    }
 }

@@ -21,6 +21,8 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use common::{PATIENCE, SocketPath, StandIn, receive_unix};
+#[cfg(feature = "tokio")]
+use hailmary_client::{AsyncSubscriber, lease::RENEWAL_MAX};
 use hailmary_client::{Event, PublishError, Publisher, RecvError, Subscriber};
 use hailmary_proto::v1;
 
@@ -169,6 +171,14 @@ fn a_number_that_is_anothers_is_closed_by_nobody_who_finds_no_error() {
     assert!(is_open(&others), "a subscriber");
 }
 
+/// Fails if the child has.
+fn wait_for(child: libc::pid_t) {
+    let mut status = 0;
+    // SAFETY: the child is ours, and `status` outlives the call.
+    let ended = unsafe { libc::waitpid(child, &raw mut status, 0) };
+    assert_eq!((ended, status), (child, 0));
+}
+
 /// As daemons begin: std ends a process that closes a free number, where it checks.
 #[test]
 fn a_child_that_closed_all_it_was_left_drops_what_it_had() {
@@ -188,10 +198,7 @@ fn a_child_that_closed_all_it_was_left_drops_what_it_had() {
             libc::_exit(0);
         }
     }
-    let mut status = 0;
-    // SAFETY: the child is ours, and `status` outlives the call.
-    let ended = unsafe { libc::waitpid(child, &raw mut status, 0) };
-    assert_eq!((ended, status), (child, 0));
+    wait_for(child);
 }
 
 /// A send to it gives EPIPE, and so does one by a socket that was itself shut down.
@@ -275,4 +282,74 @@ fn a_subscribers_lost_socket_is_told_of_and_replaced() {
     });
     drop(subscriber);
     assert!(file.metadata().is_ok(), "it was not closed");
+}
+
+#[cfg(feature = "tokio")]
+fn runtime() -> tokio::runtime::Runtime {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.enable_all().build().unwrap()
+}
+
+/// What the reactor knows of the parent's socket is the parent's. A deaf one finds what
+/// is there when it renews its lease; a machine may be that slow, but not each time.
+#[cfg(feature = "tokio")]
+#[test]
+fn a_childs_async_subscriber_leaves_the_parents_reactor_alone() {
+    const TIMES: usize = 3;
+    let _held = DESCRIPTORS.lock().unwrap();
+    let mut waits = std::iter::repeat_with(wait_after_childs_drop).take(TIMES);
+    assert!(waits.any(|wait| wait < RENEWAL_MAX / 2));
+}
+
+/// How long an event takes to a subscriber, of which a child has dropped its copy.
+#[cfg(feature = "tokio")]
+fn wait_after_childs_drop() -> Duration {
+    let (bus, runtime) = (StandIn::open(), runtime());
+    let builder = AsyncSubscriber::builder(&bus.address()).pattern(">");
+    let mut subscriber = runtime.block_on(builder.open_async()).unwrap();
+    let (request, from) = bus.receive_subscribe();
+    bus.grant(request.nonce, from);
+    let brief = Duration::from_millis(1);
+    while !subscriber.is_subscribed() {
+        let receiving = async { tokio::time::timeout(brief, subscriber.recv()).await };
+        assert!(runtime.block_on(receiving).is_err());
+    }
+    let mut subscriber = Some(subscriber);
+    // SAFETY: the child runs what takes no lock but the allocator's, and ends itself.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        drop(subscriber.take());
+        // SAFETY: it ends the process, and none of the parent's destructors run.
+        unsafe { libc::_exit(0) };
+    }
+    wait_for(child);
+    let began = Instant::now();
+    bus.send(&common::events(0, &["x"]), from);
+    let event = runtime.block_on(subscriber.unwrap().recv()).unwrap();
+    assert_eq!(event.payload, b"x");
+    began.elapsed()
+}
+
+/// Both numbers, the subscriber's and the reactor's, are another's: neither is closed,
+/// and the reactor still hears the other's socket.
+#[cfg(feature = "tokio")]
+#[test]
+fn an_async_subscribers_lost_numbers_are_left_alone() {
+    let _held = DESCRIPTORS.lock().unwrap();
+    let bus = StandIn::open();
+    let runtime = runtime();
+    let before = sockets();
+    let builder = AsyncSubscriber::builder(&bus.address()).pattern(">");
+    let mut subscriber = runtime.block_on(builder.open_async()).unwrap();
+    bus.receive_subscribe();
+    let null = File::open("/dev/null").unwrap();
+    let numbers: Vec<_> = sockets().difference(&before).copied().collect();
+    let others: Vec<_> = (numbers.iter())
+        .map(|&number| replace(number, &null))
+        .collect();
+    assert_eq!(others.len(), 2);
+    let error = runtime.block_on(subscriber.recv()).unwrap_err();
+    assert!(matches!(error, RecvError::Io(_)), "{error}");
+    drop(subscriber);
+    assert!(others.iter().all(is_open));
 }
