@@ -94,7 +94,12 @@ impl AsyncSubscriber {
     ///
     /// # Errors
     ///
-    /// The bus refused the lease for good, or the socket failed.
+    /// The bus refused the lease for good, the socket failed, or the runtime that this
+    /// was last polled in has ended; the next call goes on in the present one.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime with I/O and time.
     pub async fn recv(&mut self) -> Result<ReceivedEvent, RecvError> {
         self.let_others_go().await;
         loop {
@@ -112,7 +117,12 @@ impl AsyncSubscriber {
     ///
     /// # Errors
     ///
-    /// The bus refused the lease for good, or the socket failed.
+    /// The bus refused the lease for good, the socket failed, or the runtime that this
+    /// was last polled in has ended; the next call goes on in the present one.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime with I/O and time.
     pub async fn recv_item(&mut self) -> Result<Item, RecvError> {
         self.let_others_go().await;
         loop {
@@ -131,7 +141,12 @@ impl AsyncSubscriber {
     ///
     /// # Errors
     ///
-    /// The bus refused the lease for good, or the socket failed.
+    /// The bus refused the lease for good, the socket failed, or the runtime that this
+    /// was last polled in has ended; the next call goes on in the present one.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime with I/O and time.
     pub async fn recv_frame<R>(
         &mut self,
         mut take: impl FnMut(ReceivedFrame<'_>) -> R,

@@ -1,4 +1,6 @@
-//! The subscriber's side of a lease: from the first Subscribe to the last.
+//! The subscriber's side of a lease: from the first Subscribe to the last. For programs
+//! with a loop of their own, which speak in the types of `hailmary-proto`: this module
+//! and [`flow`](crate::flow) follow that crate's version.
 //!
 //! Owns what is said to the bus and when, and what of the bus's answers and
 //! frames is believed. It performs no I/O and reads no clock: time, the origin of
@@ -63,6 +65,7 @@ pub enum Origin {
 
 /// What to do with a frame that was handed in.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum Verdict {
     /// Its events are the subscription's, each standing for this many.
     Deliver {

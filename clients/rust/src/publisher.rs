@@ -98,7 +98,8 @@ struct Flow {
 
 impl Publisher {
     /// Opens a socket towards a bus, whether or not one is there. A name is
-    /// looked up now, and again only by [`resolve`](Self::resolve).
+    /// looked up now, which waits for the name server, and again only by
+    /// [`resolve`](Self::resolve).
     ///
     /// # Errors
     ///
@@ -114,7 +115,8 @@ impl Publisher {
     ///
     /// What the network does is no error here: while the bus's name has no address,
     /// or there is no socket to be had, events are dropped and counted.
-    /// [`resolve`](Self::resolve) looks the name up again.
+    /// [`resolve`](Self::resolve) looks the name up again. As there, a name is waited
+    /// for.
     ///
     /// ```
     /// use hailmary_client::Publisher;
@@ -217,7 +219,8 @@ impl Publisher {
 
     /// Begins a batch: several events in one datagram, which costs everybody far
     /// less than one for each. It grows to 1,400 bytes over a network and to
-    /// 16,384 on this host.
+    /// 16,384 on this host. It keeps its size where [`resolve`](Self::resolve) finds
+    /// the bus elsewhere.
     #[must_use]
     pub fn batch(&self) -> Batch {
         let bytes_max = match self.shared.flow.load().route.target() {

@@ -131,6 +131,7 @@ impl Subscriber {
     ///     match item {
     ///         Item::Event(event) => println!("{}", event.topic),
     ///         Item::Loss(loss) => println!("{loss}"),
+    ///         _ => {}
     ///     }
     /// }
     /// # Ok::<(), Box<dyn std::error::Error>>(())

@@ -95,7 +95,8 @@ mod on {
 
     /// The current context, with the span that published an event as the remote
     /// parent of what is begun in it; of an event without a valid `traceparent`, the
-    /// current context as it is.
+    /// current context as it is. The type is that of the crate `opentelemetry`, whose
+    /// version so is part of this crate's.
     ///
     /// ```
     /// use hailmary_client::remote_context;
