@@ -347,6 +347,25 @@ impl Shared {
         datagram.extend_from_slice(stamp.as_slice());
         match flow.route.send(datagram, &flow.account) {
             Ok(()) => Ok(()),
+            Err(_) if matches!(flow.route, Route::Unopened(..)) => {
+                self.send_anew(&flow, datagram, events)
+            }
+            Err(error) => self.drop_events(&flow, &error, events),
+        }
+    }
+
+    /// Where no socket was to be had, there may be one now.
+    #[cold]
+    fn send_anew(
+        &self,
+        unopened: &Guard<Arc<Flow>>,
+        datagram: &[u8],
+        events: u64,
+    ) -> Result<(), PublishError> {
+        self.mend(unopened);
+        let flow = self.flow();
+        match flow.route.send(datagram, &flow.account) {
+            Ok(()) => Ok(()),
             Err(error) => self.drop_events(&flow, &error, events),
         }
     }
@@ -375,7 +394,7 @@ impl Shared {
         Err(reason)
     }
 
-    /// Goes on by a new socket, for the next event, unless another thread was faster.
+    /// Goes on by a new socket, unless another thread was faster.
     fn mend(&self, flow: &Guard<Arc<Flow>>) {
         if let Some(target) = flow.route.target().cloned() {
             let new = flow.by(Route::to(target));
@@ -522,16 +541,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_socket_that_was_not_to_be_had_is_opened_later() {
+    fn a_socket_that_was_not_to_be_had_is_opened_for_the_next_event() {
         let bus = UdpSocket::bind("127.0.0.1:0").unwrap();
         let target = Target::Udp(bus.local_addr().unwrap());
         let kind = io::ErrorKind::PermissionDenied;
         let publisher = Publisher::of_way(None, Route::Unopened(target, kind), 7);
-        let event = Event::new("a", "");
-        let error = publisher.try_publish(&event).unwrap_err();
-        assert_eq!(error, PublishError::Failed(kind));
-        publisher.try_publish(&event).unwrap();
-        assert_eq!((publisher.stats().sent, publisher.stats().failed), (1, 1));
+        publisher.try_publish(&Event::new("a", "")).unwrap();
+        assert_eq!((publisher.stats().sent, publisher.stats().failed), (1, 0));
         assert!(bus.recv(&mut [0; 64]).is_ok());
     }
 

@@ -15,7 +15,7 @@ use crate::spy::Recording;
 #[derive(Debug)]
 pub(crate) enum Route {
     Link(Link),
-    /// No socket was to be had; one is asked for again after each drop.
+    /// No socket was to be had; one is asked for again for each event.
     Unopened(Target, io::ErrorKind),
     /// The bus's name has no address, as far as was known when it was looked up.
     Unknown,
@@ -74,8 +74,7 @@ impl Route {
     pub(crate) fn is_to_be_replaced(&self, error: &io::Error, account: &Account) -> bool {
         match self {
             Self::Link(link) => link.is_to_be_replaced(error, account),
-            Self::Unopened(..) => true,
-            Self::Unknown | Self::Nowhere | Self::Spy(_) => false,
+            Self::Unopened(..) | Self::Unknown | Self::Nowhere | Self::Spy(_) => false,
         }
     }
 }

@@ -62,6 +62,27 @@ pub(crate) fn open_sockets() -> BTreeSet<RawFd> {
         .collect()
 }
 
+/// Lets the process open none any more; what it gives is the limit of before.
+pub(crate) fn forbid_descriptors() -> Rlimit {
+    let before = getrlimit(Resource::Nofile);
+    let none = Rlimit {
+        current: Some(0),
+        ..before
+    };
+    setrlimit(Resource::Nofile, none).unwrap();
+    before
+}
+
+pub(crate) fn allow_again(before: Rlimit) {
+    setrlimit(Resource::Nofile, before).unwrap();
+}
+
+/// Sets a variable of the environment.
+pub(crate) fn set_variable(name: &str, value: &str) {
+    // SAFETY: this program has one thread, so nobody reads the environment meanwhile.
+    unsafe { std::env::set_var(name, value) }
+}
+
 /// Lets the process have so many descriptors, if the system does.
 pub(crate) fn allow_descriptors(count: u64) -> bool {
     let limits = getrlimit(Resource::Nofile);
