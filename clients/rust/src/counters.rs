@@ -92,7 +92,7 @@ impl PublisherStats {
     }
 }
 
-/// The books of the flow from this publisher to the bus. What was dropped is among
+/// The counters of the flow from this publisher to the bus. What was dropped is among
 /// `sequence`.
 #[derive(Debug)]
 pub(crate) struct Counters {

@@ -203,7 +203,7 @@ impl Publisher {
 
     /// Sends an event, or drops and counts it.
     pub fn publish_event(&self, event: &Event<'_>) {
-        // Counted already; the quiet route is to say no more.
+        // Counted already; the quiet way is to say no more.
         let _ = self.try_publish(event);
     }
 
@@ -428,7 +428,7 @@ impl Flow {
     }
 }
 
-/// Events on their route into one datagram, of one thread.
+/// Events on their way into one datagram, of one thread.
 ///
 /// A batch that is full sends itself; [`flush`](Self::flush) sends what there is,
 /// and so does dropping it: without waiting, like any publishing, and counting what
