@@ -37,6 +37,7 @@ pub const GAP_EVENTS_MAX: u64 = 1 << 32;
 
 /// What became of a flow's events, or what one frame added to that.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct FlowCounts {
     /// Events that arrived, each once.
     pub received: u64,

@@ -26,6 +26,7 @@ pub const RESERVED_TOKEN: &str = "_hailmary";
 
 /// Why a byte string is no topic, or no pattern.
 #[derive(Clone, Copy, Debug, Eq, Error, Hash, PartialEq)]
+#[non_exhaustive]
 pub enum TopicError {
     /// There is not one byte in it.
     #[error("a topic is not empty")]

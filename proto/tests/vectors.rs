@@ -219,6 +219,7 @@ fn why(verdict: Result<(), TopicError>) -> Option<&'static str> {
         TopicError::BadByte => "bad_byte",
         TopicError::PartialWildcard => "partial_wildcard",
         TopicError::TailNotLast => "tail_not_last",
+        _ => "unknown",
     })
 }
 

@@ -199,6 +199,7 @@ impl Printer {
         match item {
             Item::Event(event) => self.print_event(event),
             Item::Loss(loss) => self.print_loss(loss),
+            _ => Ok(()),
         }
     }
 

@@ -48,7 +48,7 @@ fn listen(mut subscriber: Subscriber, seen: &Seen) -> (u64, Loss, SubscriberStat
                 told.lost += loss.lost;
                 told.dropped_by_bus += loss.dropped_by_bus;
             }
-            None => {}
+            Some(_) | None => {}
         }
         *seen.stats.lock().unwrap() = subscriber.stats();
     }

@@ -44,6 +44,7 @@ const UNIX_PATH_BYTES_MAX: usize = 107;
 /// # Ok::<(), hailmary_client::AddressError>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Address {
     /// A UDP socket.
     Udp {

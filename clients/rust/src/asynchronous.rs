@@ -94,7 +94,12 @@ impl AsyncSubscriber {
     ///
     /// # Errors
     ///
-    /// The bus refused the lease for good, or the socket failed.
+    /// The bus refused the lease for good, the socket failed, or the runtime that this
+    /// was last polled in has ended; the next call goes on in the present one.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime with I/O and time.
     pub async fn recv(&mut self) -> Result<ReceivedEvent, RecvError> {
         self.let_others_go().await;
         loop {
@@ -112,7 +117,12 @@ impl AsyncSubscriber {
     ///
     /// # Errors
     ///
-    /// The bus refused the lease for good, or the socket failed.
+    /// The bus refused the lease for good, the socket failed, or the runtime that this
+    /// was last polled in has ended; the next call goes on in the present one.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime with I/O and time.
     pub async fn recv_item(&mut self) -> Result<Item, RecvError> {
         self.let_others_go().await;
         loop {
@@ -131,7 +141,12 @@ impl AsyncSubscriber {
     ///
     /// # Errors
     ///
-    /// The bus refused the lease for good, or the socket failed.
+    /// The bus refused the lease for good, the socket failed, or the runtime that this
+    /// was last polled in has ended; the next call goes on in the present one.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime with I/O and time.
     pub async fn recv_frame<R>(
         &mut self,
         mut take: impl FnMut(ReceivedFrame<'_>) -> R,
@@ -213,9 +228,10 @@ impl AsyncSubscriber {
     /// request, whichever comes first. The datagram is taken from the socket by the
     /// poll that completes this.
     async fn arrival(&mut self, deadline: Option<Duration>) -> Result<Option<Arrival>, RecvError> {
-        if let Some(moved) = self.session.look_for_bus() {
+        if let Some((target, moved)) = self.session.look_for_bus() {
             self.readiness = Readiness::of(&moved)?;
             self.endpoint = moved;
+            self.session.go_to(target);
         }
         let wait = self.session.begin_turn(&self.endpoint, deadline)?;
         let (endpoint, buffer) = (&self.endpoint, self.session.buffer());
@@ -224,7 +240,7 @@ impl AsyncSubscriber {
             Ok(outcome) => outcome,
             // The reactor may not know yet of what lies in the socket, and what lies
             // there is not missing.
-            Err(_) => self.endpoint.receive_now(self.session.buffer()),
+            Err(_) => self.endpoint.receive_late(self.session.buffer()),
         };
         let arrival = absent_as_none(outcome).map_err(|error| self.mend(error))?;
         if arrival.is_none() {
@@ -233,14 +249,19 @@ impl AsyncSubscriber {
         Ok(arrival)
     }
 
-    /// Goes on by another socket where this one is lost. Its number may be another's
-    /// by now, and is never closed.
+    /// Goes on by another socket where this one is lost, and on another reactor where
+    /// the runtime of the last one is no more.
     fn mend(&mut self, error: io::Error) -> io::Error {
         if let Some(endpoint) = self.session.replacement(&error)
             && let Ok(readiness) = Readiness::of(&endpoint)
         {
             self.readiness = readiness;
-            std::mem::forget(std::mem::replace(&mut self.endpoint, endpoint));
+            self.endpoint = endpoint;
+            self.session.rebind();
+        } else if is_of_reactor(&error)
+            && let Ok(readiness) = Readiness::of(&self.endpoint)
+        {
+            self.readiness = readiness;
         }
         error
     }
@@ -259,6 +280,11 @@ impl Drop for AsyncSubscriber {
     fn drop(&mut self) {
         self.session.close(&self.endpoint);
     }
+}
+
+/// Whether it was not the kernel that failed.
+fn is_of_reactor(error: &io::Error) -> bool {
+    error.raw_os_error().is_none()
 }
 
 async fn yield_once() {

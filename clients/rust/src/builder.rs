@@ -140,7 +140,9 @@ impl SubscriberBuilder {
     ///
     /// # Errors
     ///
-    /// As [`open`](Self::open); and if the bus refused, or did not answer in time.
+    /// As [`open`](Self::open), at once; and if the bus refused, or did not answer in
+    /// time. The time is the bus's: a name's look-up takes as long as the name server
+    /// does, and a name that is unknown is not waited for.
     pub fn connect(self, timeout: Duration) -> Result<Subscriber, SubscribeError> {
         let mut subscriber = self.open()?;
         subscriber.await_lease(timeout)?;

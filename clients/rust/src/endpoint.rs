@@ -6,19 +6,21 @@
 
 use std::io;
 use std::io::ErrorKind;
-use std::net::{SocketAddr, UdpSocket};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hailmary_proto::write::DATAGRAM_BYTES_MAX;
-use socket2::SockRef;
+#[cfg(feature = "tokio")]
+use tokio::io::Interest;
 
 use crate::address::Target;
+use crate::descriptor::Descriptor;
+#[cfg(feature = "tokio")]
+use crate::descriptor::{Identity, Socket};
 use crate::fork;
 use crate::lease::Origin;
-use crate::link::local_address;
 use crate::random::random_id;
 
 /// One byte more than a datagram may have, so that a longer one shows.
@@ -34,23 +36,12 @@ pub(crate) struct Arrival {
     pub(crate) origin: Origin,
 }
 
-#[derive(Debug)]
-enum Socket {
-    Udp {
-        socket: UdpSocket,
-        bus: SocketAddr,
-    },
-    Unix {
-        socket: UnixDatagram,
-        bus: PathBuf,
-        _directory: Option<SocketDirectory>,
-    },
-}
-
 /// Never blocks but within [`Endpoint::receive`].
 #[derive(Debug)]
 pub(crate) struct Endpoint {
-    socket: Socket,
+    socket: Descriptor,
+    bus: Target,
+    _directory: Option<SocketDirectory>,
     /// What the kernel was last told, to spare telling it again.
     timeout: Option<Duration>,
 }
@@ -59,74 +50,89 @@ impl Endpoint {
     /// Asks for a receive buffer of so many bytes. The kernel may grant less
     /// without a word: see [`receive_buffer_bytes`](Self::receive_buffer_bytes).
     pub(crate) fn open(target: &Target, receive_buffer_bytes: usize) -> io::Result<Self> {
-        let socket = match target {
-            Target::Udp(bus) => {
-                let socket = UdpSocket::bind(local_address(*bus))?;
-                socket.set_nonblocking(true)?;
-                Socket::Udp { socket, bus: *bus }
-            }
-            Target::Unix(bus) => {
+        let (socket, directory) = match target {
+            Target::Udp(bus) => (Descriptor::udp(*bus)?, None),
+            Target::Unix(_) => {
                 let (socket, directory) = bind_unix()?;
-                socket.set_nonblocking(true)?;
-                Socket::Unix {
-                    socket,
-                    bus: bus.clone(),
-                    _directory: directory,
-                }
+                (Descriptor::unix(socket)?, directory)
             }
         };
-        socket.as_ref().set_recv_buffer_size(receive_buffer_bytes)?;
-        let timeout = None;
-        Ok(Self { socket, timeout })
+        socket
+            .as_ref()?
+            .set_recv_buffer_size(receive_buffer_bytes)?;
+        Ok(Self {
+            socket,
+            bus: target.clone(),
+            _directory: directory,
+            timeout: None,
+        })
     }
 
     /// What the kernel charges against. Linux grants twice what was asked for,
     /// for its own bookkeeping, or `net.core.rmem_max` twice (socket(7)).
     pub(crate) fn receive_buffer_bytes(&self) -> io::Result<usize> {
-        self.socket.as_ref().recv_buffer_size()
+        self.socket.as_ref()?.recv_buffer_size()
     }
 
     /// Sends to the bus without waiting.
     pub(crate) fn send(&self, datagram: &[u8]) -> io::Result<()> {
-        match &self.socket {
-            Socket::Udp { socket, bus } => socket.send_to(datagram, bus),
-            Socket::Unix { socket, bus, .. } => socket.send_to(datagram, bus),
-        }
-        .map(drop)
+        self.socket.send_to(datagram, &self.bus)
     }
 
     /// The next datagram, waited for at most so long; `None` if there was none.
-    /// A busy socket costs one system call each, an idle one five.
+    /// A busy socket costs one system call each, an idle one six.
     pub(crate) fn receive(
         &mut self,
         buffer: &mut [u8],
         wait: Duration,
     ) -> io::Result<Option<Arrival>> {
-        match absent_as_none(self.socket.receive(buffer))? {
+        match absent_as_none(self.receive_now(buffer))? {
             None if !wait.is_zero() => self.receive_waiting(buffer, wait),
             arrival => Ok(arrival),
         }
     }
 
     /// The next datagram, if one is there; `WouldBlock` if not.
-    #[cfg(feature = "tokio")]
+    ///
+    /// A Unix socket bears the name that its owner bound it by, which is another
+    /// than ours where the two see different file systems, as in containers. So
+    /// there the origin is not told by it: the nonce, which the bus alone was
+    /// given, must do.
     pub(crate) fn receive_now(&self, buffer: &mut [u8]) -> io::Result<Arrival> {
-        self.socket.receive(buffer)
+        let (bytes, from) = self.socket.receive(buffer)?;
+        let origin = match (from, &self.bus) {
+            (Some(from), Target::Udp(bus))
+                if from.ip() != bus.ip() || from.port() != bus.port() =>
+            {
+                Origin::Elsewhere
+            }
+            _ => Origin::Bus,
+        };
+        Ok(Arrival { bytes, origin })
     }
 
+    /// As [`receive_now`](Self::receive_now), after silence: fails where the socket is lost.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn receive_late(&self, buffer: &mut [u8]) -> io::Result<Arrival> {
+        self.socket.check()?;
+        self.receive_now(buffer)
+    }
+
+    /// Nobody else's socket is made to wait.
     fn receive_waiting(
         &mut self,
         buffer: &mut [u8],
         wait: Duration,
     ) -> io::Result<Option<Arrival>> {
+        self.socket.check()?;
         let wait = wait.max(WAIT_MIN);
         if self.timeout != Some(wait) {
-            self.socket.as_ref().set_read_timeout(Some(wait))?;
+            self.socket.as_ref()?.set_read_timeout(Some(wait))?;
             self.timeout = Some(wait);
         }
-        self.socket.as_ref().set_nonblocking(false)?;
-        let outcome = self.socket.receive(buffer);
-        self.socket.as_ref().set_nonblocking(true)?;
+        self.socket.as_ref()?.set_nonblocking(false)?;
+        let outcome = self.receive_now(buffer);
+        self.socket.as_ref()?.set_nonblocking(true)?;
         absent_as_none(outcome)
     }
 }
@@ -136,62 +142,65 @@ impl Endpoint {
 /// which would take `unsafe`.)
 #[cfg(feature = "tokio")]
 #[derive(Debug)]
-pub(crate) enum Readiness {
+pub(crate) struct Readiness {
+    registered: Registered,
+    identity: Identity,
+    /// The process whose reactor it is.
+    generation: usize,
+}
+
+#[cfg(feature = "tokio")]
+#[derive(Debug)]
+enum Registered {
     Udp(tokio::net::UdpSocket),
     Unix(tokio::net::UnixDatagram),
+    /// Given up: see [`Readiness`]'s drop.
+    None,
 }
 
 #[cfg(feature = "tokio")]
 impl Readiness {
+    /// # Panics
+    ///
+    /// Outside a tokio runtime with I/O.
     pub(crate) fn of(endpoint: &Endpoint) -> io::Result<Self> {
-        Ok(match &endpoint.socket {
-            Socket::Udp { socket, .. } => {
-                Self::Udp(tokio::net::UdpSocket::from_std(socket.try_clone()?)?)
-            }
-            Socket::Unix { socket, .. } => {
-                Self::Unix(tokio::net::UnixDatagram::from_std(socket.try_clone()?)?)
-            }
+        Ok(Self {
+            registered: match endpoint.socket.try_clone()? {
+                Socket::Udp(socket) => Registered::Udp(socket.try_into()?),
+                Socket::Unix(socket) => Registered::Unix(socket.try_into()?),
+            },
+            identity: endpoint.socket.identity(),
+            generation: fork::generation(),
         })
     }
 
     /// Waits till `read` gives something else than `WouldBlock`.
     pub(crate) async fn read<R>(&self, read: impl FnMut() -> io::Result<R>) -> io::Result<R> {
-        match self {
-            Self::Udp(socket) => socket.async_io(tokio::io::Interest::READABLE, read).await,
-            Self::Unix(socket) => socket.async_io(tokio::io::Interest::READABLE, read).await,
+        match &self.registered {
+            Registered::Udp(socket) => socket.async_io(Interest::READABLE, read).await,
+            Registered::Unix(socket) => socket.async_io(Interest::READABLE, read).await,
+            Registered::None => Err(ErrorKind::NotConnected.into()),
         }
+    }
+
+    fn is_ours(&self) -> bool {
+        let is_same = match &self.registered {
+            Registered::Udp(socket) => self.identity.is_of(&socket.into()),
+            Registered::Unix(socket) => self.identity.is_of(&socket.into()),
+            Registered::None => false,
+        };
+        is_same && self.generation == fork::generation()
     }
 }
 
-impl Socket {
-    fn as_ref(&self) -> SockRef<'_> {
-        match self {
-            Self::Udp { socket, .. } => socket.into(),
-            Self::Unix { socket, .. } => socket.into(),
-        }
-    }
-
-    /// A Unix socket bears the name that its owner bound it by, which is another
-    /// than ours where the two see different file systems, as in containers. So
-    /// there the origin is not told by it: the nonce, which the bus alone was
-    /// given, must do.
-    fn receive(&self, buffer: &mut [u8]) -> io::Result<Arrival> {
-        match self {
-            Self::Udp { socket, bus } => {
-                let (bytes, from) = socket.recv_from(buffer)?;
-                let is_bus = from.ip() == bus.ip() && from.port() == bus.port();
-                let origin = if is_bus {
-                    Origin::Bus
-                } else {
-                    Origin::Elsewhere
-                };
-                Ok(Arrival { bytes, origin })
-            }
-            Self::Unix { socket, .. } => {
-                let bytes = socket.recv(buffer)?;
-                let origin = Origin::Bus;
-                Ok(Arrival { bytes, origin })
-            }
+#[cfg(feature = "tokio")]
+impl Drop for Readiness {
+    /// The reactor is told of the end by number. Where that is no longer ours, another's
+    /// socket would become deaf; and a forked child has the parent's reactor, which goes
+    /// on there. Both are left alone, and what little the reactor keeps of it with them.
+    fn drop(&mut self) {
+        if !self.is_ours() {
+            std::mem::forget(std::mem::replace(&mut self.registered, Registered::None));
         }
     }
 }
@@ -282,6 +291,8 @@ impl Drop for SocketDirectory {
 
 #[cfg(test)]
 mod tests {
+    use std::net::UdpSocket;
+
     use super::*;
 
     #[test]

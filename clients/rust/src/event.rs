@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use hailmary_proto::topic::check_topic;
 use hailmary_proto::write::{EVENT_BYTES_MAX, EventParts, event_bytes};
 
-use crate::books::PublishError;
+use crate::counters::PublishError;
 
 /// An event to publish. It borrows its parts, and costs nothing to make.
 ///

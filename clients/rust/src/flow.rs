@@ -173,12 +173,12 @@ mod tests {
     }
 
     fn counts(received: u64, lost: u64, dropped: u64, duplicates: u64) -> FlowCounts {
-        FlowCounts {
-            received,
-            lost,
-            dropped,
-            duplicates,
-        }
+        let mut counts = FlowCounts::default();
+        counts.received = received;
+        counts.lost = lost;
+        counts.dropped = dropped;
+        counts.duplicates = duplicates;
+        counts
     }
 
     fn settled(mut ledger: Ledger) -> FlowCounts {

@@ -4,7 +4,7 @@
 //! nothing with its parent keeps it and compares. That costs one load of memory,
 //! where asking for the process's id would cost a system call. Children of a bare
 //! `clone` system call are not seen, for the C library is not told of them; those
-//! of `fork` are, whoever calls it. Nothing is done before a fork, and nothing in
+//! of `fork` are, whoever calls it, but not those of `_Fork`, which runs no handlers. Nothing is done before a fork, and nothing in
 //! the parent.
 #![expect(unsafe_code, reason = "the C library alone is told of forks")]
 

@@ -1,4 +1,6 @@
-//! The subscriber's side of a lease: from the first Subscribe to the last.
+//! The subscriber's side of a lease: from the first Subscribe to the last. For programs
+//! with a loop of their own, which speak in the types of `hailmary-proto`: this module
+//! and [`flow`](crate::flow) follow that crate's version.
 //!
 //! Owns what is said to the bus and when, and what of the bus's answers and
 //! frames is believed. It performs no I/O and reads no clock: time, the origin of
@@ -63,6 +65,7 @@ pub enum Origin {
 
 /// What to do with a frame that was handed in.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum Verdict {
     /// Its events are the subscription's, each standing for this many.
     Deliver {
@@ -251,6 +254,21 @@ impl Subscription {
     /// missing may be among them, however long the application let them lie.)
     pub fn handle_timeout(&mut self, now: Duration) {
         self.ledger.settle(now);
+    }
+
+    /// The socket is another one from now on, with another address. A lease is of one
+    /// address alone: it has ended, and another is asked for at once.
+    pub fn rebind(&mut self, now: Duration) {
+        if self.has_ended() {
+            return;
+        }
+        self.request.cookie.clear();
+        if matches!(self.phase, Phase::Held { .. }) {
+            self.end_lease(Phase::Asking);
+        }
+        self.phase = Phase::Asking;
+        self.transmit_at = now;
+        self.retry_after = RETRY_MIN;
     }
 
     /// Counts a datagram that is no frame.
@@ -705,6 +723,28 @@ mod tests {
         let flow = subscription.counts().flow;
         assert_eq!((flow.received, flow.lost, flow.duplicates), (19, 0, 0));
         assert_eq!(subscription.counts().lapses, 1);
+    }
+
+    #[test]
+    fn another_socket_asks_at_once_for_a_lease_of_its_own() {
+        let mut subscription = held();
+        assert!(request_is_due(&mut subscription, 1).is_none());
+        subscription.rebind(ms(1));
+        assert_eq!(subscription.state(), LeaseState::Asking);
+        assert_eq!(subscription.counts().lapses, 1);
+        assert!(request_is_due(&mut subscription, 1).is_some());
+        let next = subscription.poll_timeout().unwrap();
+        assert_eq!(next, ms(1) + RETRY_MIN);
+        answer(&mut subscription, 2, lease(BUS, 3_000, b"y"));
+        assert_eq!(subscription.state(), LeaseState::Held);
+        subscription.close();
+        subscription.rebind(ms(3));
+        assert_eq!(subscription.state(), LeaseState::Closed);
+        assert!(request_is_due(&mut subscription, 3).is_none());
+    }
+
+    fn request_is_due(subscription: &mut Subscription, now: u64) -> Option<Vec<u8>> {
+        subscription.poll_transmit(ms(now)).map(<[u8]>::to_vec)
     }
 
     #[test]

@@ -1,10 +1,12 @@
 #![doc = include_str!("../README.md")]
 
+mod account;
 mod address;
 #[cfg(feature = "tokio")]
 mod asynchronous;
-mod books;
 mod builder;
+mod counters;
+mod descriptor;
 mod endpoint;
 mod event;
 pub mod flow;
@@ -16,18 +18,18 @@ mod ping;
 mod publisher;
 mod random;
 mod received;
+mod route;
 mod search;
 mod session;
 mod spy;
 mod subscriber;
 mod trace_context;
-mod way;
 
 pub use address::{Address, AddressError, BUS_PORT, BUS_VARIABLE, DISABLE_VARIABLE};
 #[cfg(feature = "tokio")]
 pub use asynchronous::AsyncSubscriber;
-pub use books::{PublishError, PublisherStats};
 pub use builder::{RECEIVE_BUFFER_BYTES, SubscriberBuilder};
+pub use counters::{PublishError, PublisherStats};
 pub use event::Event;
 pub use hailmary_proto::decode::EventView;
 pub use hailmary_proto::topic::TopicError;

@@ -5,34 +5,33 @@
 
 use std::io;
 use std::io::ErrorKind;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::unix::net::UnixDatagram;
 
 use hailmary_proto::write::DATAGRAM_BYTES_MAX;
 use socket2::SockRef;
 
-use crate::address::{Target, loopback};
-use crate::books::{Books, PublishError};
+use crate::account::Account;
+use crate::address::Target;
+use crate::counters::PublishError;
+use crate::descriptor::{Descriptor, is_lost};
 
 /// Room for the largest datagram and the kernel's bookkeeping beside it, in bytes.
 const SEND_BUFFER_BYTES_MIN: usize = 2 * DATAGRAM_BYTES_MAX;
 
 #[derive(Debug)]
-enum Socket {
-    Udp(UdpSocket),
-    Unix(UnixDatagram),
-}
-
-#[derive(Debug)]
 pub(crate) struct Link {
-    socket: Socket,
+    socket: Descriptor,
     target: Target,
 }
 
 impl Link {
     /// Opens a socket towards the bus, whether or not one is there.
     pub(crate) fn open(target: Target) -> io::Result<Self> {
-        let socket = Socket::open(&target)?;
+        let socket = match &target {
+            Target::Udp(bus) => Descriptor::udp(*bus)?,
+            Target::Unix(_) => Descriptor::unix(UnixDatagram::unbound()?)?,
+        };
+        make_room(socket.as_ref()?);
         let link = Self { socket, target };
         match link.connect() {
             Err(error) if !is_absence(failure(&error)) => Err(error),
@@ -46,64 +45,66 @@ impl Link {
 
     /// Hands one datagram to the kernel, or says at once why not.
     #[inline]
-    pub(crate) fn send(&self, datagram: &[u8], books: &Books) -> io::Result<()> {
+    pub(crate) fn send(&self, datagram: &[u8], account: &Account) -> io::Result<()> {
         match self.socket.send(datagram) {
             Ok(()) => Ok(()),
-            Err(error) => self.send_again(datagram, error, books),
+            Err(error) => self.send_again(datagram, error, account),
         }
     }
 
     /// Over UDP a refusal speaks of an earlier datagram and says nothing of this
-    /// one. Otherwise the socket has no peer: over Unix the bus is gone, and another
-    /// may have taken its path. So the first event after a restart arrives.
+    /// one. Over Unix the bus is gone, or reads no more, or hangs with a full queue,
+    /// and another may have taken its path. So the first event after a restart arrives.
     #[cold]
-    fn send_again(&self, datagram: &[u8], error: io::Error, books: &Books) -> io::Result<()> {
-        match (&self.socket, error.raw_os_error()) {
-            (Socket::Udp(_), Some(libc::ECONNREFUSED)) => books.count_bounced(),
+    fn send_again(&self, datagram: &[u8], error: io::Error, account: &Account) -> io::Result<()> {
+        match (&self.target, error.raw_os_error()) {
+            (Target::Udp(_), Some(libc::ECONNREFUSED)) => account.counters.count_bounced(),
+            (Target::Unix(_), Some(libc::EAGAIN)) => {
+                if !account.pace.is_due() || self.connect().is_err() {
+                    return Err(error);
+                }
+            }
+            (_, Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM | libc::EMSGSIZE)) => {
+                return Err(error);
+            }
             (
                 _,
-                Some(libc::ECONNREFUSED | libc::ECONNRESET | libc::ENOTCONN | libc::EDESTADDRREQ),
+                Some(
+                    libc::ECONNREFUSED
+                    | libc::ECONNRESET
+                    | libc::ENOTCONN
+                    | libc::EDESTADDRREQ
+                    | libc::EPIPE,
+                ),
             ) => self.connect()?,
-            _ => return Err(error),
+            _ => return Err(self.socket.check().err().unwrap_or(error)),
         }
         self.socket.send(datagram)
     }
 
     fn connect(&self) -> io::Result<()> {
-        match (&self.socket, &self.target) {
-            (Socket::Udp(socket), Target::Udp(bus)) => socket.connect(bus),
-            (Socket::Unix(socket), Target::Unix(path)) => socket.connect(path),
-            // `Socket::open` makes the kind that the target is of.
-            _ => Err(ErrorKind::InvalidInput.into()),
-        }
-    }
-}
-
-impl Socket {
-    fn open(target: &Target) -> io::Result<Self> {
-        Ok(match target {
-            Target::Udp(bus) => {
-                let socket = UdpSocket::bind(local_address(*bus))?;
-                socket.set_nonblocking(true)?;
-                make_room(SockRef::from(&socket));
-                Self::Udp(socket)
-            }
-            Target::Unix(_) => {
-                let socket = UnixDatagram::unbound()?;
-                socket.set_nonblocking(true)?;
-                make_room(SockRef::from(&socket));
-                Self::Unix(socket)
-            }
-        })
+        self.socket.connect(&self.target)
     }
 
-    /// Datagrams go wholly or not at all, so the length says nothing.
-    fn send(&self, datagram: &[u8]) -> io::Result<()> {
-        match self {
-            Self::Udp(socket) => socket.send(datagram),
-            Self::Unix(socket) => socket.send(datagram),
+    /// What an error of a send means for the events in the datagram.
+    pub(crate) fn failure(&self, error: &io::Error) -> PublishError {
+        match (&self.target, error.raw_os_error()) {
+            // The bus has shut its socket down, but not closed it yet.
+            (Target::Unix(_), Some(libc::EPIPE)) => PublishError::Refused,
+            _ => failure(error),
         }
-        .map(drop)
+    }
+
+    /// Whether another socket is to take this one's place: because it is lost, or
+    /// was shut down; or because it may not see that this host's address has changed,
+    /// or whose end was shut down, which is tried now and then.
+    pub(crate) fn is_to_be_replaced(&self, error: &io::Error, account: &Account) -> bool {
+        match (&self.target, error.raw_os_error()) {
+            _ if is_lost(error) => true,
+            (Target::Udp(_), Some(libc::EPIPE)) => true,
+            (Target::Unix(_), Some(libc::EPIPE)) | (_, Some(libc::EINVAL)) => account.pace.is_due(),
+            _ => failure(error) == PublishError::Unreachable && account.pace.is_due(),
+        }
     }
 }
 
@@ -115,31 +116,9 @@ fn make_room(socket: SockRef<'_>) {
     }
 }
 
-/// What to bind to, to speak with `bus`: any free port; towards a bus on this
-/// host its loopback address, so that no other host can send there.
-pub(crate) fn local_address(bus: SocketAddr) -> SocketAddr {
-    let mut local = bus;
-    local.set_port(0);
-    local.set_ip(match (bus.ip().is_loopback(), bus) {
-        (true, _) => loopback(bus),
-        (false, SocketAddr::V4(_)) => Ipv4Addr::UNSPECIFIED.into(),
-        (false, SocketAddr::V6(_)) => Ipv6Addr::UNSPECIFIED.into(),
-    });
-    local
-}
-
 /// Whether it says that there is no bus, and another may come.
 fn is_absence(reason: PublishError) -> bool {
     matches!(reason, PublishError::Refused | PublishError::Unreachable)
-}
-
-/// Whether the descriptor is no longer the socket that it was: something else in
-/// the process closed it, and may own its number now, or shut it down.
-pub(crate) fn is_not_ours(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(libc::EBADF | libc::ENOTSOCK | libc::EPIPE)
-    )
 }
 
 /// What an error of a send means for the events in the datagram.
@@ -198,6 +177,25 @@ mod tests {
         ] {
             let error = io::Error::from_raw_os_error(errno);
             assert_eq!(failure(&error), reason, "{error}");
+        }
+    }
+
+    #[test]
+    fn a_route_that_fails_gets_another_socket_now_and_then_and_a_lost_one_at_once() {
+        let target = Target::Udp("127.0.0.1:1".parse().unwrap());
+        let link = Link::open(target).unwrap();
+        for (errno, replaced) in [
+            (libc::EHOSTUNREACH, [true, false]),
+            (libc::EINVAL, [true, false]),
+            (libc::EPIPE, [true, true]),
+            (libc::EBADF, [true, true]),
+            (libc::ENOTSOCK, [true, true]),
+            (libc::EAGAIN, [false, false]),
+            (libc::ECONNREFUSED, [false, false]),
+        ] {
+            let (error, account) = (io::Error::from_raw_os_error(errno), Account::new(7));
+            let is_replaced = [(); 2].map(|()| link.is_to_be_replaced(&error, &account));
+            assert_eq!(is_replaced, replaced, "{error}");
         }
     }
 }

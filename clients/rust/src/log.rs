@@ -12,7 +12,7 @@ pub(crate) use off::{PublisherLog, SubscriberLog};
 
 #[cfg(not(feature = "tracing"))]
 mod off {
-    use crate::books::PublishError;
+    use crate::counters::PublishError;
     use crate::lease::SubscriptionCounts;
 
     #[derive(Debug)]
@@ -44,7 +44,7 @@ mod on {
     use std::sync::atomic::{AtomicU64, Ordering};
     use std::time::{Duration, Instant};
 
-    use crate::books::PublishError;
+    use crate::counters::PublishError;
     use crate::lease::SubscriptionCounts;
 
     /// The shortest time between two messages of one kind.

@@ -17,17 +17,17 @@ use std::time::Duration;
 use arc_swap::{ArcSwap, Guard};
 use hailmary_proto::write::{DATAGRAM_BYTES_MAX, STAMP_BYTES_MAX, StampBytes, write_event};
 
+use crate::account::Account;
 use crate::address::{Address, AddressError, Target, is_disabled};
-use crate::books::{Books, PublishError, PublisherStats};
+use crate::counters::{PublishError, PublisherStats};
 use crate::event::Event;
 use crate::fork;
-use crate::link::{Link, failure, is_not_ours};
-use crate::log::PublisherLog;
+use crate::link::Link;
 use crate::ping::{Pong, ping_target};
 use crate::random::{random_id, random_id_or};
+use crate::route::Route;
 use crate::spy::{Recording, Spy};
 use crate::trace_context::with_context;
-use crate::way::Way;
 
 /// How large a batch grows over a network, in bytes: what passes an Ethernet of
 /// 1,500 bytes and usual tunnels in one piece. A datagram in pieces is lost if
@@ -54,13 +54,16 @@ thread_local! {
 /// clone closes the socket; nothing is left to be sent then.
 ///
 /// After a `fork`, the child's first event begins a flow of its own, with a new
-/// sender id, counts at zero and a socket of its own. The parent's socket stays
-/// open in the child, unused and never closed there: its number may be another's, as
-/// daemons close all that they were left.
+/// sender id, counts at zero and a socket of its own. The child then closes what it
+/// was left of the parent's socket, unless that number is another's by now, as in
+/// daemons that close all that they were left.
 ///
-/// Should something else in the process close the socket or shut it down, the
-/// event that meets it is dropped as `failed`, and the next one goes by a new
-/// socket. The old number is left alone for good.
+/// Should something else in the process close the socket or shut it down, the event
+/// that meets it is dropped as `failed`, and the next one goes by a new socket. Whatever
+/// bears the old number then is not closed, and nothing is written into a file, a pipe
+/// or a TCP connection. A connected datagram socket, or a connection over Unix, that
+/// was given the number gets what is published until the next send fails: no send can
+/// tell.
 ///
 /// ```
 /// # let bus = std::net::UdpSocket::bind("127.0.0.1:0")?;
@@ -83,20 +86,20 @@ struct Shared {
     /// None where there is no bus to look up.
     address: Option<Address>,
     flow: ArcSwap<Flow>,
-    log: PublisherLog,
 }
 
 /// What sends the events of one process.
 #[derive(Debug)]
 struct Flow {
     generation: usize,
-    books: Arc<Books>,
-    way: Way,
+    account: Arc<Account>,
+    route: Route,
 }
 
 impl Publisher {
     /// Opens a socket towards a bus, whether or not one is there. A name is
-    /// looked up now, and again only by [`resolve`](Self::resolve).
+    /// looked up now, which waits for the name server, and again only by
+    /// [`resolve`](Self::resolve).
     ///
     /// # Errors
     ///
@@ -104,7 +107,7 @@ impl Publisher {
     /// the bus's Unix socket may not be written to.
     pub fn connect(address: &Address) -> io::Result<Self> {
         let link = Link::open(Target::resolve(address)?)?;
-        Self::new(Some(address.clone()), Way::Link(link))
+        Self::new(Some(address.clone()), Route::Link(link))
     }
 
     /// A publisher as the environment says: to the bus that `HAILMARY_BUS` names,
@@ -112,7 +115,8 @@ impl Publisher {
     ///
     /// What the network does is no error here: while the bus's name has no address,
     /// or there is no socket to be had, events are dropped and counted.
-    /// [`resolve`](Self::resolve) looks the name up again.
+    /// [`resolve`](Self::resolve) looks the name up again. As there, a name is waited
+    /// for.
     ///
     /// ```
     /// use hailmary_client::Publisher;
@@ -130,8 +134,8 @@ impl Publisher {
             return Ok(Self::nop());
         }
         let address = Address::from_env()?;
-        let way = Target::resolve(&address).map_or(Way::Unknown, Way::to);
-        Ok(Self::of_way(Some(address), way, random_id_or(0)))
+        let route = Target::resolve(&address).map_or(Route::Unknown, Route::to);
+        Ok(Self::of_way(Some(address), route, random_id_or(0)))
     }
 
     /// A publisher that sends nothing, for tests and for programs that shall run
@@ -139,7 +143,7 @@ impl Publisher {
     /// an error here as well; of the legal ones nothing is kept or counted.
     #[must_use]
     pub fn nop() -> Self {
-        Self::of_way(None, Way::Nowhere, random_id_or(0))
+        Self::of_way(None, Route::Nowhere, random_id_or(0))
     }
 
     /// A publisher for tests, and what sees all that it publishes. It keeps the
@@ -163,30 +167,29 @@ impl Publisher {
     #[must_use]
     pub fn spy() -> (Self, Spy) {
         let recording = Arc::new(Recording::default());
-        let way = Way::Spy(Arc::clone(&recording));
+        let route = Route::Spy(Arc::clone(&recording));
         (
-            Self::of_way(None, way, random_id_or(0)),
+            Self::of_way(None, route, random_id_or(0)),
             Spy::new(recording),
         )
     }
 
-    fn new(address: Option<Address>, way: Way) -> io::Result<Self> {
+    fn new(address: Option<Address>, route: Route) -> io::Result<Self> {
         fork::watch()?;
-        Ok(Self::of_way(address, way, random_id()?))
+        Ok(Self::of_way(address, route, random_id()?))
     }
 
-    fn of_way(address: Option<Address>, way: Way, sender: u64) -> Self {
+    fn of_way(address: Option<Address>, route: Route, sender: u64) -> Self {
         // Out of memory for one list entry, it is as if there were no forks.
         let _ = fork::watch();
         let flow = Flow {
             generation: fork::generation(),
-            books: Arc::new(Books::new(sender)),
-            way,
+            account: Arc::new(Account::new(sender)),
+            route,
         };
         let shared = Shared {
             address,
             flow: ArcSwap::from_pointee(flow),
-            log: PublisherLog::new(),
         };
         Self {
             shared: Arc::new(shared),
@@ -216,10 +219,11 @@ impl Publisher {
 
     /// Begins a batch: several events in one datagram, which costs everybody far
     /// less than one for each. It grows to 1,400 bytes over a network and to
-    /// 16,384 on this host.
+    /// 16,384 on this host. It keeps its size where [`resolve`](Self::resolve) finds
+    /// the bus elsewhere.
     #[must_use]
     pub fn batch(&self) -> Batch {
-        let bytes_max = match self.shared.flow.load().way.target() {
+        let bytes_max = match self.shared.flow.load().route.target() {
             Some(Target::Udp(bus)) if !bus.ip().is_loopback() => BATCH_BYTES_NETWORK,
             _ => BATCH_BYTES_HOST,
         };
@@ -255,7 +259,7 @@ impl Publisher {
             return Ok(());
         };
         let link = Link::open(Target::resolve(address)?)?;
-        self.shared.go_by(Way::Link(link));
+        self.shared.take(Route::Link(link));
         Ok(())
     }
 
@@ -264,7 +268,7 @@ impl Publisher {
     /// [`ping`](Self::ping) asks the bus.
     #[must_use]
     pub fn stats(&self) -> PublisherStats {
-        self.shared.flow().books.stats()
+        self.shared.flow().account.counters.stats()
     }
 
     /// Asks the bus what it received from this publisher, and waits for the
@@ -291,20 +295,10 @@ impl Publisher {
         // The flow itself is not held on to while this waits.
         let (target, stamp) = {
             let flow = self.shared.flow();
-            (flow.way.target().cloned(), flow.books.stamp(0))
+            (flow.route.target().cloned(), flow.account.counters.stamp(0))
         };
         let target = target.ok_or(io::ErrorKind::NotConnected)?;
         ping_target(&target, Some(stamp), timeout)
-    }
-}
-
-impl Drop for Shared {
-    /// A child does not close what is its parent's: see [`Shared::replace`].
-    fn drop(&mut self) {
-        let flow = self.flow.load_full();
-        if flow.generation != fork::generation() {
-            std::mem::forget(flow);
-        }
     }
 }
 
@@ -320,11 +314,12 @@ impl Shared {
         }
     }
 
-    /// In a child: leaves the parent's flow, and its socket, to the parent. Of
-    /// several threads at once, one's new flow is everybody's.
+    /// In a child: leaves the parent's flow to the parent. Of several threads at once,
+    /// one's new flow is everybody's.
     #[cold]
     fn begin_flow(&self, parents: Guard<Arc<Flow>>) -> Guard<Arc<Flow>> {
-        self.replace(&parents, parents.of_child());
+        let new = Arc::new(parents.of_child());
+        self.flow.compare_and_swap(&parents, new);
         self.flow.load()
     }
 
@@ -345,12 +340,31 @@ impl Shared {
     /// and needs no copying, and sends.
     fn send(&self, datagram: &mut Vec<u8>, events: u64) -> Result<(), PublishError> {
         let flow = self.flow();
-        if matches!(flow.way, Way::Nowhere) {
+        if matches!(flow.route, Route::Nowhere) {
             return Ok(());
         }
-        let stamp = StampBytes::new(&flow.books.stamp(events));
+        let stamp = StampBytes::new(&flow.account.counters.stamp(events));
         datagram.extend_from_slice(stamp.as_slice());
-        match flow.way.send(datagram, &flow.books) {
+        match flow.route.send(datagram, &flow.account) {
+            Ok(()) => Ok(()),
+            Err(_) if matches!(flow.route, Route::Unopened(..)) => {
+                self.send_anew(&flow, datagram, events)
+            }
+            Err(error) => self.drop_events(&flow, &error, events),
+        }
+    }
+
+    /// Where no socket was to be had, there may be one now.
+    #[cold]
+    fn send_anew(
+        &self,
+        unopened: &Guard<Arc<Flow>>,
+        datagram: &[u8],
+        events: u64,
+    ) -> Result<(), PublishError> {
+        self.mend(unopened);
+        let flow = self.flow();
+        match flow.route.send(datagram, &flow.account) {
             Ok(()) => Ok(()),
             Err(error) => self.drop_events(&flow, &error, events),
         }
@@ -358,8 +372,9 @@ impl Shared {
 
     #[cold]
     fn drop_unsent(&self, reason: PublishError) -> Result<(), PublishError> {
-        self.flow().books.count_unsent(reason);
-        self.log.dropped(reason);
+        let flow = self.flow();
+        flow.account.counters.count_unsent(reason);
+        flow.account.log.dropped(reason);
         Err(reason)
     }
 
@@ -370,53 +385,45 @@ impl Shared {
         error: &io::Error,
         events: u64,
     ) -> Result<(), PublishError> {
-        let reason = failure(error);
-        flow.books.count_dropped(reason, events);
-        self.log.dropped(reason);
-        if matches!(flow.way, Way::Unopened(..)) || is_not_ours(error) {
+        let (account, reason) = (&flow.account, flow.route.failure(error));
+        account.counters.count_dropped(reason, events);
+        account.log.dropped(reason);
+        if flow.route.is_to_be_replaced(error, account) {
             self.mend(flow);
         }
         Err(reason)
     }
 
-    /// Goes on by a new socket, for the next event.
+    /// Goes on by a new socket, unless another thread was faster.
     fn mend(&self, flow: &Guard<Arc<Flow>>) {
-        if let Some(target) = flow.way.target().cloned() {
-            self.replace(flow, flow.by(Way::to(target)));
+        if let Some(target) = flow.route.target().cloned() {
+            let new = flow.by(Route::to(target));
+            self.flow.compare_and_swap(flow, Arc::new(new));
         }
     }
 
-    /// Unless another thread was faster. A socket that is replaced here may be no
-    /// longer what it was, and must not be closed: so its owner is never dropped.
-    fn replace(&self, old: &Guard<Arc<Flow>>, new: Flow) {
-        let found = self.flow.compare_and_swap(old, Arc::new(new));
-        if Arc::ptr_eq(&found, old) && matches!(old.way, Way::Link(_)) {
-            std::mem::forget(Arc::clone(old));
-        }
-    }
-
-    /// Goes on by another way, and closes the old socket once no thread sends by it.
-    fn go_by(&self, way: Way) {
+    /// Goes on by another route, and closes the old socket once no thread sends by it.
+    fn take(&self, route: Route) {
         let flow = self.flow();
-        self.flow.store(Arc::new(flow.by(way)));
+        self.flow.store(Arc::new(flow.by(route)));
     }
 }
 
 impl Flow {
-    /// The same flow by another way.
-    fn by(&self, way: Way) -> Self {
+    /// The same flow by another route.
+    fn by(&self, route: Route) -> Self {
         Self {
             generation: self.generation,
-            books: Arc::clone(&self.books),
-            way,
+            account: Arc::clone(&self.account),
+            route,
         }
     }
 
     fn of_child(&self) -> Self {
         Self {
             generation: fork::generation(),
-            books: Arc::new(Books::new(random_id_or(self.books.sender()))),
-            way: self.way.of_child(),
+            account: Arc::new(Account::new(random_id_or(self.account.counters.sender()))),
+            route: self.route.of_child(),
         }
     }
 }
@@ -534,16 +541,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_socket_that_was_not_to_be_had_is_opened_later() {
+    fn a_socket_that_was_not_to_be_had_is_opened_for_the_next_event() {
         let bus = UdpSocket::bind("127.0.0.1:0").unwrap();
         let target = Target::Udp(bus.local_addr().unwrap());
         let kind = io::ErrorKind::PermissionDenied;
-        let publisher = Publisher::of_way(None, Way::Unopened(target, kind), 7);
-        let event = Event::new("a", "");
-        let error = publisher.try_publish(&event).unwrap_err();
-        assert_eq!(error, PublishError::Failed(kind));
-        publisher.try_publish(&event).unwrap();
-        assert_eq!((publisher.stats().sent, publisher.stats().failed), (1, 1));
+        let publisher = Publisher::of_way(None, Route::Unopened(target, kind), 7);
+        publisher.try_publish(&Event::new("a", "")).unwrap();
+        assert_eq!((publisher.stats().sent, publisher.stats().failed), (1, 0));
         assert!(bus.recv(&mut [0; 64]).is_ok());
     }
 
@@ -551,10 +555,10 @@ mod tests {
     fn a_bus_that_moved_gets_what_comes_after() {
         let buses = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
         let [old, new] = buses.each_ref().map(|bus| bus.local_addr().unwrap());
-        let publisher = Publisher::of_way(None, Way::to(Target::Udp(old)), 7);
+        let publisher = Publisher::of_way(None, Route::to(Target::Udp(old)), 7);
         let clone = publisher.clone();
         clone.publish("a", "");
-        publisher.shared.go_by(Way::to(Target::Udp(new)));
+        publisher.shared.take(Route::to(Target::Udp(new)));
         clone.publish("a", "");
         for bus in buses {
             assert!(bus.recv(&mut [0; 64]).is_ok());

@@ -176,6 +176,7 @@ impl fmt::Display for Loss {
 
 /// What a subscriber that wants to hear of losses receives.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum Item {
     /// An event.
     Event(ReceivedEvent),

@@ -12,11 +12,12 @@ use std::time::{Duration, Instant};
 use hailmary_proto::decode::Decoder;
 use hailmary_proto::write::DATAGRAM_BYTES_MAX;
 
+use crate::address::Target;
+use crate::descriptor::is_lost;
 use crate::endpoint::{Arrival, BUFFER_BYTES, Endpoint};
 use crate::flow::FlowCounts;
 use crate::fork;
 use crate::lease::{LeaseState, Refusal, Subscription, Verdict};
-use crate::link::is_not_ours;
 use crate::log::SubscriberLog;
 use crate::received::{
     Item, Loss, ReceivedEvent, ReceivedFrame, RecvError, SubscribeError, SubscriberStats,
@@ -82,22 +83,33 @@ impl Session {
     }
 
     /// A socket towards the bus's new address, once the bus is lost and another one
-    /// is known. Where none can be opened, all stays as it is.
-    pub(crate) fn look_for_bus(&mut self) -> Option<Endpoint> {
+    /// is known. Where none can be opened, all stays as it is. To be followed by
+    /// [`go_to`](Self::go_to).
+    pub(crate) fn look_for_bus(&mut self) -> Option<(Target, Endpoint)> {
         let now = self.now();
         let is_lost = self.is_of_this_process() && self.subscription.state() == LeaseState::Asking;
         let silent_since = is_lost.then(|| self.subscription.heard_at());
         let target = self.search.poll(now, silent_since)?;
         let endpoint = Endpoint::open(&target, self.receive_buffer_bytes).ok()?;
+        Some((target, endpoint))
+    }
+
+    /// The bus is looked for there from now on.
+    pub(crate) fn go_to(&mut self, target: Target) {
         self.search.go_to(target);
-        Some(endpoint)
     }
 
     /// A socket to go on by, where the error says that something else in the process
-    /// closed the present one, or shut it down.
+    /// closed the present one. To be followed by [`rebind`](Self::rebind).
     pub(crate) fn replacement(&self, error: &io::Error) -> Option<Endpoint> {
         let open = || Endpoint::open(self.search.target(), self.receive_buffer_bytes);
-        is_not_ours(error).then(|| open().ok()).flatten()
+        is_lost(error).then(|| open().ok()).flatten()
+    }
+
+    /// Asks at once for a lease for another socket than before.
+    pub(crate) fn rebind(&mut self) {
+        let now = self.now();
+        self.subscription.rebind(now);
     }
 
     /// Sends what is due, and says how long to wait for a datagram: till the deadline

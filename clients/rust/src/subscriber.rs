@@ -131,6 +131,7 @@ impl Subscriber {
     ///     match item {
     ///         Item::Event(event) => println!("{}", event.topic),
     ///         Item::Loss(loss) => println!("{loss}"),
+    ///         _ => {}
     ///     }
     /// }
     /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -304,8 +305,9 @@ impl Subscriber {
     /// Sends what is due, and waits for one datagram till the deadline or the next
     /// request, whichever comes first.
     fn arrival(&mut self, deadline: Option<Duration>) -> Result<Option<Arrival>, RecvError> {
-        if let Some(moved) = self.session.look_for_bus() {
+        if let Some((target, moved)) = self.session.look_for_bus() {
             self.endpoint = moved;
+            self.session.go_to(target);
         }
         let wait = self.session.begin_turn(&self.endpoint, deadline)?;
         let received = self.endpoint.receive(self.session.buffer(), wait);
@@ -316,11 +318,11 @@ impl Subscriber {
         Ok(arrival)
     }
 
-    /// Goes on by another socket where this one is lost. Its number may be another's
-    /// by now, and is never closed.
+    /// Goes on by another socket where this one is lost.
     fn mend(&mut self, error: io::Error) -> io::Error {
         if let Some(endpoint) = self.session.replacement(&error) {
-            std::mem::forget(std::mem::replace(&mut self.endpoint, endpoint));
+            self.endpoint = endpoint;
+            self.session.rebind();
         }
         error
     }

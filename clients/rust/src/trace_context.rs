@@ -21,11 +21,14 @@ pub(crate) fn with_context<R>(event: &Event<'_>, then: impl FnOnce(&Event<'_>) -
 
 #[cfg(feature = "opentelemetry")]
 mod on {
+    use std::panic::catch_unwind;
+
     use opentelemetry::Context;
     use opentelemetry::trace::{
         SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState,
     };
 
+    use crate::counters::PublishError;
     use crate::event::Event;
 
     const TRACEPARENT: &str = "traceparent";
@@ -39,7 +42,7 @@ mod on {
     /// Hands the event on with the current context's attributes, if there is a span.
     /// What the application set itself stays.
     pub(crate) fn with_context<R>(event: &Event<'_>, then: impl FnOnce(&Event<'_>) -> R) -> R {
-        let span = Context::map_current(|context| context.span().span_context().clone());
+        let span = current_span();
         let own = event.parts().attributes;
         if !span.is_valid() || own.iter().any(|(name, _)| *name == TRACEPARENT) {
             return then(event);
@@ -50,7 +53,38 @@ mod on {
         if !state.is_empty() {
             attributes.push((TRACESTATE, &state));
         }
-        then(&event.attributes(&attributes))
+        let traced = event.attributes(&attributes);
+        match traced.check() {
+            // The event goes before its trace.
+            Err(PublishError::TooLarge) => then(event),
+            _ => then(&traced),
+        }
+    }
+
+    /// Stands as long as the thread does, but for its last destructors.
+    struct Standing;
+
+    impl Drop for Standing {
+        fn drop(&mut self) {}
+    }
+
+    thread_local! {
+        static STANDING: Standing = const { Standing };
+    }
+
+    /// The current span, or none.
+    ///
+    /// The context is a value of the thread, and asking for it panics once that is
+    /// destroyed, as does asking while it is being changed. An event that a destructor
+    /// of the thread's publishes must not end the process: so nothing is asked once a
+    /// value of ours, which is destroyed before or right after it, is gone. Only where
+    /// such an event is the thread's first does the panic happen, and is caught; a
+    /// program that aborts on panics does so then.
+    fn current_span() -> SpanContext {
+        let ask = || Context::map_current(|context| context.span().span_context().clone());
+        let is_standing = STANDING.try_with(|_| ()).is_ok();
+        let span = is_standing.then(|| catch_unwind(ask).ok()).flatten();
+        span.unwrap_or(SpanContext::NONE)
     }
 
     fn traceparent(span: &SpanContext) -> String {
@@ -61,7 +95,8 @@ mod on {
 
     /// The current context, with the span that published an event as the remote
     /// parent of what is begun in it; of an event without a valid `traceparent`, the
-    /// current context as it is.
+    /// current context as it is. The type is that of the crate `opentelemetry`, whose
+    /// version so is part of this crate's.
     ///
     /// ```
     /// use hailmary_client::remote_context;

@@ -272,3 +272,18 @@ fn looks_a_name_up_and_subscribes_through_a_unix_socket() {
         assert_eq!(subscriber.recv().await.unwrap().payload, b"x");
     });
 }
+
+/// The first call tells, and the next ones go on by the runtime that they are made in.
+#[test]
+fn a_subscriber_outlives_its_runtime() {
+    let bus = StandIn::open();
+    let first = runtime();
+    let (mut subscriber, _, from) = first.block_on(subscribed(&bus));
+    drop(first);
+    let second = runtime();
+    let error = second.block_on(subscriber.recv()).unwrap_err();
+    assert!(matches!(error, RecvError::Io(_)), "{error}");
+    bus.send(&events(0, &["x"]), from);
+    let event = second.block_on(subscriber.recv()).unwrap();
+    assert_eq!(event.payload, b"x");
+}

@@ -63,6 +63,8 @@ mod logs {
 
 #[cfg(feature = "opentelemetry")]
 mod traces {
+    use std::cell::Cell;
+
     use hailmary_client::{Event, Publisher};
     use opentelemetry::Context;
     use opentelemetry::trace::{
@@ -109,5 +111,53 @@ mod traces {
         );
         assert_eq!(received.trace_state(), span().trace_state());
         assert!(!events[3].context().has_active_span());
+    }
+
+    /// Publishes when its thread ends, as a buffer does that a thread leaves behind.
+    struct AtTheEnd(Publisher);
+
+    impl Drop for AtTheEnd {
+        fn drop(&mut self) {
+            self.0.publish("a", "end");
+        }
+    }
+
+    thread_local! {
+        static AT_THE_END: Cell<Option<AtTheEnd>> = const { Cell::new(None) };
+    }
+
+    /// Runs it in a thread that publishes once more at its very end.
+    fn in_thread(publisher: &Publisher, run: fn(&Publisher)) {
+        let publisher = publisher.clone();
+        let thread = std::thread::spawn(move || {
+            AT_THE_END.set(Some(AtTheEnd(publisher.clone())));
+            run(&publisher);
+        });
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn a_threads_last_destructors_may_publish() {
+        let (publisher, spy) = Publisher::spy();
+        in_thread(&publisher, |publisher| publisher.publish("a", "first"));
+        in_thread(&publisher, |_| drop(Context::current()));
+        in_thread(&publisher, |_| {});
+        let payloads: Vec<_> = spy.take().into_iter().map(|event| event.payload).collect();
+        assert_eq!(payloads, [&b"first"[..], b"end", b"end", b"end"]);
+    }
+
+    #[test]
+    fn an_event_that_fits_without_its_trace_goes_without() {
+        let (publisher, spy) = Publisher::spy();
+        let _attached = Context::current().with_remote_span_context(span()).attach();
+        let mut payload = vec![0; 65_507];
+        while publisher.try_publish(&Event::new("a", &payload)).is_err() {
+            payload.pop();
+        }
+        payload.truncate(payload.len() - 200);
+        publisher.publish("a", &payload);
+        let attributes = spy.take().into_iter().map(|event| event.attributes);
+        let told = attributes.map(|all| all.len()).collect::<Vec<_>>();
+        assert_eq!(told, [0, 2]);
     }
 }

@@ -237,7 +237,7 @@ fn the_books_balance_over_a_lossy_doubling_reordering_way() {
                     told.lost += loss.lost;
                     told.dropped_by_bus += loss.dropped_by_bus;
                 }
-                None => {}
+                Some(_) | None => {}
             }
         }
         settling.join().unwrap()

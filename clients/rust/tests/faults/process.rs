@@ -6,7 +6,7 @@
 )]
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
+use std::fs::{self, OpenOptions};
 use std::os::fd::{AsRawFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -39,7 +39,12 @@ pub(crate) fn close(descriptor: RawFd) {
 
 /// Gives the number of a descriptor to a file, which nobody else may close.
 pub(crate) fn replace(descriptor: RawFd) {
-    let file = File::open("/dev/null").unwrap();
+    // One that may be written to, as a log is.
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/null")
+        .unwrap();
     // SAFETY: as for `close`.
     let replaced = unsafe { libc::dup2(file.as_raw_fd(), descriptor) };
     assert_eq!(replaced, descriptor);
@@ -55,6 +60,27 @@ pub(crate) fn open_sockets() -> BTreeSet<RawFd> {
         .filter(|entry| is_socket(&entry.path()))
         .map(|entry| entry.file_name().to_str().unwrap().parse().unwrap())
         .collect()
+}
+
+/// Lets the process open none any more; what it gives is the limit of before.
+pub(crate) fn forbid_descriptors() -> Rlimit {
+    let before = getrlimit(Resource::Nofile);
+    let none = Rlimit {
+        current: Some(0),
+        ..before
+    };
+    setrlimit(Resource::Nofile, none).unwrap();
+    before
+}
+
+pub(crate) fn allow_again(before: Rlimit) {
+    setrlimit(Resource::Nofile, before).unwrap();
+}
+
+/// Sets a variable of the environment.
+pub(crate) fn set_variable(name: &str, value: &str) {
+    // SAFETY: this program has one thread, so nobody reads the environment meanwhile.
+    unsafe { std::env::set_var(name, value) }
 }
 
 /// Lets the process have so many descriptors, if the system does.

@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 use std::os::fd::RawFd;
 use std::time::{Duration, UNIX_EPOCH};
 
-use hailmary_client::{Event, Publisher, PublisherStats};
+use hailmary_client::{BUS_VARIABLE, Event, Publisher, PublisherStats};
 use hailmary_proto::v1;
+use rustix::process::Rlimit;
 
 use crate::bus::Sockets;
 use crate::cases::{PublisherCase, PublisherStep, Row};
@@ -33,6 +34,8 @@ struct World {
     frames: Vec<v1::Frame>,
     /// Closed under the publisher, and now a file's.
     replaced: Option<RawFd>,
+    /// How many descriptors the process may have, while it may open none.
+    allowed: Option<Rlimit>,
 }
 
 impl World {
@@ -46,6 +49,7 @@ impl World {
             offered: 0,
             frames: vec![],
             replaced: None,
+            allowed: None,
         }
     }
 
@@ -68,8 +72,22 @@ impl World {
                 process::replace(descriptor);
                 self.replaced = Some(descriptor);
             }
+            PublisherStep::NoDescriptors => self.begin_without_descriptors(),
+            PublisherStep::DescriptorsAgain => self
+                .allowed
+                .take()
+                .into_iter()
+                .for_each(process::allow_again),
             step => self.publish(step),
         }
+    }
+
+    /// `connect` would return the error; `from_env` takes it as the network's.
+    fn begin_without_descriptors(&mut self) {
+        process::set_variable(BUS_VARIABLE, &self.sockets.address().to_string());
+        self.allowed = Some(process::forbid_descriptors());
+        self.publisher = Publisher::from_env().unwrap();
+        self.offered = 0;
     }
 
     fn publish(&mut self, step: &PublisherStep) {

@@ -92,10 +92,10 @@ impl PublisherStats {
     }
 }
 
-/// The books of the flow from this publisher to the bus. What was dropped is among
+/// The counters of the flow from this publisher to the bus. What was dropped is among
 /// `sequence`.
 #[derive(Debug)]
-pub(crate) struct Books {
+pub(crate) struct Counters {
     sender: u64,
     sequence: AtomicU64,
     invalid: AtomicU64,
@@ -108,7 +108,7 @@ pub(crate) struct Books {
     bounced: AtomicU64,
 }
 
-impl Books {
+impl Counters {
     pub(crate) fn new(sender: u64) -> Self {
         let zero = || AtomicU64::new(0);
         Self {

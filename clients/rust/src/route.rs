@@ -1,20 +1,21 @@
 //! Where a publisher's datagrams go: to a bus's socket, to nobody, or to a test.
 //!
-//! Owns what is done where no socket can be had. A way is never changed: another
+//! Owns what is done where no socket can be had. A route is never changed: another
 //! one takes its place.
 
 use std::io;
 use std::sync::Arc;
 
+use crate::account::Account;
 use crate::address::Target;
-use crate::books::Books;
-use crate::link::Link;
+use crate::counters::PublishError;
+use crate::link::{Link, failure};
 use crate::spy::Recording;
 
 #[derive(Debug)]
-pub(crate) enum Way {
+pub(crate) enum Route {
     Link(Link),
-    /// No socket was to be had; one is asked for again after each drop.
+    /// No socket was to be had; one is asked for again for each event.
     Unopened(Target, io::ErrorKind),
     /// The bus's name has no address, as far as was known when it was looked up.
     Unknown,
@@ -23,8 +24,8 @@ pub(crate) enum Way {
     Spy(Arc<Recording>),
 }
 
-impl Way {
-    /// A way that is mended later where it cannot be opened now.
+impl Route {
+    /// A route that is mended later where it cannot be opened now.
     pub(crate) fn to(target: Target) -> Self {
         match Link::open(target.clone()) {
             Ok(link) => Self::Link(link),
@@ -41,7 +42,7 @@ impl Way {
         }
     }
 
-    /// The same way in a child of this process, with a socket of its own. Nobody
+    /// The same route in a child of this process, with a socket of its own. Nobody
     /// could ask a spy there, and its lock may be held by a thread that is not.
     pub(crate) fn of_child(&self) -> Self {
         match self {
@@ -51,13 +52,29 @@ impl Way {
     }
 
     #[inline]
-    pub(crate) fn send(&self, datagram: &[u8], books: &Books) -> io::Result<()> {
+    pub(crate) fn send(&self, datagram: &[u8], account: &Account) -> io::Result<()> {
         match self {
-            Self::Link(link) => link.send(datagram, books),
+            Self::Link(link) => link.send(datagram, account),
             Self::Unopened(_, kind) => Err((*kind).into()),
             Self::Unknown => Err(io::ErrorKind::HostUnreachable.into()),
             Self::Nowhere => Ok(()),
             Self::Spy(recording) => recording.record(datagram),
+        }
+    }
+
+    /// What an error of a send means for the events in the datagram.
+    pub(crate) fn failure(&self, error: &io::Error) -> PublishError {
+        match self {
+            Self::Link(link) => link.failure(error),
+            _ => failure(error),
+        }
+    }
+
+    /// Whether another socket is to be opened, for the next event.
+    pub(crate) fn is_to_be_replaced(&self, error: &io::Error, account: &Account) -> bool {
+        match self {
+            Self::Link(link) => link.is_to_be_replaced(error, account),
+            Self::Unopened(..) | Self::Unknown | Self::Nowhere | Self::Spy(_) => false,
         }
     }
 }
