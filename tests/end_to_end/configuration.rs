@@ -191,6 +191,18 @@ fn a_bad_configuration_exits_78_and_is_told_by_line() {
 }
 
 #[test]
+#[cfg(target_os = "linux")]
+fn a_check_says_by_its_status_what_a_full_disk_does_not_take() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("bus.toml");
+    fs::write(&path, "[loop]\nworkers = 2\n").unwrap();
+    let full = fs::OpenOptions::new().write(true).open("/dev/full");
+    let mut check = hailmary();
+    let status = check.arg("check").arg(&path).stdout(full.unwrap()).status();
+    assert_eq!(status.unwrap().code(), Some(0));
+}
+
+#[test]
 fn a_configuration_is_checked_also_where_it_is_no_regular_file() {
     for (text, status) in [("[loop]\nworkers = 2\n", 0), ("[loop]\nworkers = 0\n", 78)] {
         let mut check = hailmary();

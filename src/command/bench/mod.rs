@@ -20,6 +20,7 @@ mod target;
 mod workload;
 
 use std::fs::{self, DirBuilder};
+use std::io::{self, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -138,9 +139,9 @@ impl Bench {
         workload.check().map_err(usage)?;
         let report = Run::new(self, workload, id)?.run()?.report()?;
         if self.json {
-            println!("{}", serde_json::to_string(&report)?);
+            writeln!(io::stdout(), "{}", serde_json::to_string(&report)?)?;
         } else {
-            print!("{report}");
+            write!(io::stdout(), "{report}")?;
         }
         report.check_rate()
     }
