@@ -18,7 +18,7 @@ import threading
 import time
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Callable, Literal, Optional, TypedDict, Union, overload
+from typing import TYPE_CHECKING, Any, Callable, Literal, Optional, Union, overload
 
 from ._address import parse, resolve
 from ._endpoint import Endpoint, Refused
@@ -29,7 +29,7 @@ from ._look_up import LOOK_UP_SECONDS_MIN
 from ._receiver import look, wait_for
 from ._session import SubscriptionStats
 from ._signals import stopped_by_signals
-from ._subscription import deadline, make_request
+from ._subscription import Terms, deadline, make_request
 from ._trouble import Trouble
 
 if TYPE_CHECKING:
@@ -47,17 +47,6 @@ STOP_SECONDS = 5.0
 service managers grant before they kill."""
 
 _log = logging.getLogger("hailmary")
-
-
-class Terms(TypedDict, total=False):
-    """What `subscribe()` takes beside patterns and address, and means by it."""
-
-    name: str
-    group: str
-    sample: float
-    events_per_second: int
-    lease_ms: int
-    max_frame_bytes: int
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from ._arguments import Failure
 from ._endpoint import Endpoint, Refused
 from ._event import Event, Loss
 from ._printer import FORMATS, Printer, summary, tell
-from ._runner import WORKERS_MAX, Runner, Terms
+from ._runner import WORKERS_MAX, Runner
 from ._signals import stopped_by_signals
-from ._subscription import Subscription, deadline, make_request
+from ._subscription import Subscription, Terms, deadline, make_request
 
 _LOOK_UP_SECONDS = 0.1
 """How often it is looked whether the bus has refused, before there is a lease."""

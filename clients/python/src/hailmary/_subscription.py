@@ -12,7 +12,7 @@ import re
 import time
 from collections import deque
 from types import TracebackType
-from typing import TYPE_CHECKING, Generic, Literal, Optional, Union, cast, overload
+from typing import TYPE_CHECKING, Generic, Literal, Optional, TypedDict, Union, cast, overload
 
 from ._address import parse, resolve
 from ._endpoint import Endpoint
@@ -24,7 +24,7 @@ from ._wire import bus_pb2
 
 if TYPE_CHECKING:
     # Known to type checkers without an installation.
-    from typing_extensions import TypeVar
+    from typing_extensions import TypeVar, Unpack
 
     # So that a plain `Subscription` is one of events.
     Item = TypeVar("Item", bound=Union[Event, Loss], default=Event)
@@ -46,18 +46,24 @@ _REQUEST_BYTES_MAX = 65_000
 _OVERTIME_DATAGRAMS_MAX = 64
 
 
+class Terms(TypedDict, total=False):
+    """What `subscribe()` takes beside patterns and address, and means by it."""
+
+    name: str
+    group: str
+    sample: float
+    events_per_second: int
+    lease_ms: int
+    max_frame_bytes: int
+
+
 @overload
 def subscribe(
     *patterns: str,
     address: Optional[str] = None,
-    name: str = "",
-    group: str = "",
-    sample: float = 0.0,
-    events_per_second: int = 0,
-    lease_ms: int = 0,
-    max_frame_bytes: int = 0,
     timeout: Optional[float] = None,
     notices: Literal[False] = False,
+    **terms: Unpack[Terms],
 ) -> Subscription[Event]: ...
 
 
@@ -65,14 +71,9 @@ def subscribe(
 def subscribe(
     *patterns: str,
     address: Optional[str] = None,
-    name: str = "",
-    group: str = "",
-    sample: float = 0.0,
-    events_per_second: int = 0,
-    lease_ms: int = 0,
-    max_frame_bytes: int = 0,
     timeout: Optional[float] = None,
     notices: bool,
+    **terms: Unpack[Terms],
 ) -> Subscription[Union[Event, Loss]]: ...
 
 

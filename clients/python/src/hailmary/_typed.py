@@ -23,8 +23,10 @@ from ._topic import check_topic
 from ._trouble import Trouble
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from ._session import SubscriptionStats
-    from ._subscription import Subscription
+    from ._subscription import Subscription, Terms
 
 T = TypeVar("T")
 
@@ -133,13 +135,8 @@ class Topic(Generic[T]):
         self,
         *,
         address: Optional[str] = None,
-        name: str = "",
-        group: str = "",
-        sample: float = 0.0,
-        events_per_second: int = 0,
-        lease_ms: int = 0,
-        max_frame_bytes: int = 0,
         timeout: Optional[float] = None,
+        **terms: Unpack[Terms],
     ) -> TopicSubscription[T]:
         """Subscribes to this topic; see `hailmary.subscribe` for the arguments
         and what it raises.
@@ -150,17 +147,7 @@ class Topic(Generic[T]):
         # Who only publishes needs no protobuf.
         from ._subscription import subscribe
 
-        subscription = subscribe(
-            self._name,
-            address=address,
-            name=name,
-            group=group,
-            sample=sample,
-            events_per_second=events_per_second,
-            lease_ms=lease_ms,
-            max_frame_bytes=max_frame_bytes,
-            timeout=timeout,
-        )
+        subscription = subscribe(self._name, address=address, timeout=timeout, **terms)
         return TopicSubscription(self, subscription)
 
     def __repr__(self) -> str:

@@ -40,7 +40,9 @@ from ._subscription import deadline, make_request
 from ._wire import bus_pb2
 
 if TYPE_CHECKING:
-    from ._subscription import Item
+    from typing_extensions import Unpack
+
+    from ._subscription import Item, Terms
 else:
     from typing import TypeVar
 
@@ -60,14 +62,9 @@ _TIMER_SECONDS_MIN = 0.001
 def subscribe(
     *patterns: str,
     address: Optional[str] = None,
-    name: str = "",
-    group: str = "",
-    sample: float = 0.0,
-    events_per_second: int = 0,
-    lease_ms: int = 0,
-    max_frame_bytes: int = 0,
     timeout: Optional[float] = None,
     notices: Literal[False] = False,
+    **terms: Unpack[Terms],
 ) -> Subscription[Event]: ...
 
 
@@ -75,28 +72,18 @@ def subscribe(
 def subscribe(
     *patterns: str,
     address: Optional[str] = None,
-    name: str = "",
-    group: str = "",
-    sample: float = 0.0,
-    events_per_second: int = 0,
-    lease_ms: int = 0,
-    max_frame_bytes: int = 0,
     timeout: Optional[float] = None,
     notices: bool,
+    **terms: Unpack[Terms],
 ) -> Subscription[Union[Event, Loss]]: ...
 
 
 def subscribe(
     *patterns: str,
     address: Optional[str] = None,
-    name: str = "",
-    group: str = "",
-    sample: float = 0.0,
-    events_per_second: int = 0,
-    lease_ms: int = 0,
-    max_frame_bytes: int = 0,
     timeout: Optional[float] = None,
     notices: bool = False,
+    **terms: Unpack[Terms],
 ) -> Subscription[Event] | Subscription[Union[Event, Loss]]:
     """Subscribes to the topics that match any of the patterns, once what it
     returns is iterated or entered; until then there is no socket.
@@ -105,9 +92,7 @@ def subscribe(
     is wrong with an argument is raised here; all else, such as `TimeoutError`
     and `Refused`, where it is awaited.
     """
-    request = make_request(
-        patterns, name, group, sample, events_per_second, lease_ms, max_frame_bytes
-    )
+    request = make_request(patterns, **terms)
     subscription: Subscription[Union[Event, Loss]] = Subscription(
         request, parse(address), timeout, notices
     )
