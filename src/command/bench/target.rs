@@ -141,18 +141,20 @@ pub struct Memory {
     pub resident_bytes_max: u64,
 }
 
-/// A process's time on the processor, in ns, over all its threads; nothing where the system has
-/// no `schedstat` (proc(5)).
+/// A process's time on the processor, in ns, over the threads that it has; nothing where it has
+/// ended, or the system has no `schedstat` (proc(5)).
 pub fn cpu_ns(process: u32) -> Option<u64> {
     let threads = fs::read_dir(format!("/proc/{process}/task")).ok()?;
     let of_thread = |thread: fs::DirEntry| {
         let text = fs::read_to_string(thread.path().join("schedstat")).ok()?;
         text.split_whitespace().next()?.parse::<u64>().ok()
     };
-    threads
+    // A thread may end between being listed and being read.
+    let of_threads: Vec<_> = threads
         .filter_map(Result::ok)
-        .map(of_thread)
-        .sum::<Option<u64>>()
+        .filter_map(of_thread)
+        .collect();
+    (!of_threads.is_empty()).then(|| of_threads.iter().sum())
 }
 
 /// A process's memory; nothing where the system does not tell.
