@@ -17,6 +17,8 @@ mod configuration;
 mod cookies;
 mod doctor;
 mod fairness;
+#[cfg(target_os = "linux")]
+mod faults;
 mod freshness;
 mod groups;
 mod hostile;

@@ -1,5 +1,9 @@
 //! A real bus, as a user would start it, on ports that are free, and its subscribers.
 
+#[cfg(target_os = "linux")]
+pub mod evidence;
+#[cfg(target_os = "linux")]
+pub mod hosts;
 pub mod way;
 
 use std::io::{BufRead, BufReader, Read, Write};
