@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Callable, Optional
 
 import pytest
-from fake_bus import FakeBus, fake_bus
+from fake_bus import PATIENCE_SECONDS, FakeBus, fake_bus
 
 from hailmary import Publisher, PublisherStats, _fork, _publisher
 from hailmary._wire import bus_pb2
@@ -44,7 +44,7 @@ def in_child(action: Callable[[], None], fork: Callable[[], int] = os.fork) -> N
     if child == 0:
         status = 1
         try:
-            signal.alarm(20)
+            signal.alarm(int(PATIENCE_SECONDS))
             action()
             status = 0
         except BaseException as error:
@@ -217,7 +217,7 @@ def test_a_signal_handler_may_publish_in_the_midst_of_a_publish(bus: FakeBus) ->
     published, sequences = 0, []
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
-        give_up_at = time.monotonic() + 20
+        give_up_at = time.monotonic() + PATIENCE_SECONDS
         while handled < 100 and time.monotonic() < give_up_at:
             publisher.publish("a", b"")
             published += 1
