@@ -6,11 +6,19 @@
 #![expect(unsafe_code, reason = "system calls that no crate wraps safely")]
 
 use std::io;
+#[cfg(target_os = "linux")]
+use std::mem;
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, BorrowedFd};
+#[cfg(target_os = "linux")]
+use std::os::fd::AsRawFd;
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use hailmary_proto::write::STAMP_HEAD_BYTES;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+#[cfg(target_os = "linux")]
+use rustix::net::sockopt;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::SockAddr;
 
 use crate::bus::address::Source;
@@ -22,6 +30,8 @@ pub use calls::{Answer, begin, bytes_taken, script, unused};
 
 #[cfg(target_os = "linux")]
 mod late;
+#[cfg(target_os = "linux")]
+mod name;
 
 #[cfg(all(target_os = "linux", not(feature = "portable")))]
 mod batch;
@@ -29,6 +39,8 @@ mod batch;
 pub use batch::{ReceiveRing, SendRing};
 #[cfg(all(target_os = "linux", not(feature = "portable")))]
 mod credentials;
+#[cfg(all(test, target_os = "linux", not(feature = "portable")))]
+mod looped;
 #[cfg(all(target_os = "linux", not(feature = "portable")))]
 mod segments;
 #[cfg(all(target_os = "linux", not(feature = "portable")))]
@@ -140,19 +152,8 @@ pub fn socket_memory(socket: BorrowedFd<'_>) -> Option<SocketMemory> {
     const RECEIVE_BUFFER: usize = 1;
     const DROPS: usize = 8;
     let mut memory = [0_u32; 9];
-    let mut length = libc::socklen_t::try_from(size_of_val(&memory)).ok()?;
-    // SAFETY: the kernel writes at most `length` bytes, which is what `memory` has.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_MEMINFO,
-            memory.as_mut_ptr().cast(),
-            &raw mut length,
-        )
-    };
-    let is_whole = usize::try_from(length).is_ok_and(|length| length >= size_of_val(&memory));
-    (result == 0 && is_whole).then_some(SocketMemory {
+    let length = get_ints(socket, libc::SOL_SOCKET, libc::SO_MEMINFO, &mut memory)?;
+    (length == size_of_val(&memory)).then_some(SocketMemory {
         receive_used_bytes: memory[RECEIVE_USED],
         receive_buffer_bytes: memory[RECEIVE_BUFFER],
         drops: memory[DROPS],
@@ -173,7 +174,7 @@ pub fn socket_memory(_socket: BorrowedFd<'_>) -> Option<SocketMemory> {
 /// Where the system does not allow or not know it.
 #[cfg(target_os = "linux")]
 pub fn force_receive_buffer(socket: BorrowedFd<'_>, bytes: usize) -> io::Result<()> {
-    set_int(socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, clamp(bytes))
+    Ok(sockopt::set_socket_recv_buffer_size_force(socket, bytes)?)
 }
 
 /// Asks for a send buffer past the system's maximum, which takes CAP_NET_ADMIN.
@@ -183,7 +184,7 @@ pub fn force_receive_buffer(socket: BorrowedFd<'_>, bytes: usize) -> io::Result<
 /// Where the system does not allow or not know it.
 #[cfg(target_os = "linux")]
 pub fn force_send_buffer(socket: BorrowedFd<'_>, bytes: usize) -> io::Result<()> {
-    set_int(socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, clamp(bytes))
+    Ok(sockopt::set_socket_send_buffer_size_force(socket, bytes)?)
 }
 
 /// Not on this system.
@@ -231,9 +232,45 @@ pub fn enable_error_queue(_socket: BorrowedFd<'_>, _domain: socket2::Domain) -> 
     Ok(())
 }
 
+/// A message header that leads nowhere.
 #[cfg(target_os = "linux")]
-fn clamp(bytes: usize) -> libc::c_int {
-    libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX)
+fn empty_message() -> libc::msghdr {
+    // SAFETY: it has numbers and raw pointers alone (on some C libraries with fields of no name, so
+    // that it cannot be written down), each of which may be zero.
+    unsafe { mem::zeroed() }
+}
+
+/// A control message's header that says nothing.
+#[cfg(target_os = "linux")]
+fn empty_control() -> libc::cmsghdr {
+    // SAFETY: as above; it has numbers alone.
+    unsafe { mem::zeroed() }
+}
+
+/// Asks for an option whose answer is numbers, and says how many bytes of them the kernel wrote.
+#[cfg(target_os = "linux")]
+fn get_ints<const COUNT: usize>(
+    socket: BorrowedFd<'_>,
+    level: libc::c_int,
+    option: libc::c_int,
+    answer: &mut [u32; COUNT],
+) -> Option<usize> {
+    let mut length = libc::socklen_t::try_from(size_of_val(answer)).ok()?;
+    // SAFETY: `answer` is borrowed mutably and has `length` bytes, of which the kernel writes as
+    // many as it has an answer for and no more. Any bytes are a number. The length it writes is
+    // this function's own, and the descriptor is open as long as it is borrowed.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            level,
+            option,
+            answer.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    (result == 0)
+        .then(|| usize::try_from(length).ok())
+        .flatten()
 }
 
 #[cfg(target_os = "linux")]
@@ -244,7 +281,8 @@ fn set_int(
     value: libc::c_int,
 ) -> io::Result<()> {
     let length = libc::socklen_t::try_from(size_of_val(&value)).unwrap_or_default();
-    // SAFETY: the kernel reads `length` bytes of `value`, which lives through the call.
+    // SAFETY: the kernel reads at most `length` bytes, which is what `value` has, and keeps no
+    // pointer to it. The descriptor is open as long as it is borrowed.
     let result = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
@@ -268,20 +306,12 @@ fn set_int(
 ///
 /// Where the system refuses; the limit is as it was then.
 pub fn raise_descriptor_limit() -> io::Result<()> {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
     };
-    // SAFETY: the kernel writes one rlimit.
-    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    limit.rlim_cur = limit.rlim_max;
-    // SAFETY: the kernel reads one rlimit.
-    if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
+    Ok(setrlimit(Resource::Nofile, raised)?)
 }
 
 /// Has the calling thread, and no other, give way where processors are scarce (nice(2), which on
@@ -290,40 +320,22 @@ pub fn raise_descriptor_limit() -> io::Result<()> {
 pub fn give_way() {
     /// A tenth of the weight of a thread that has not given way: enough to go on by, however
     /// busy the others are.
-    const BY: libc::c_int = 10;
-    // SAFETY: it takes a number. That it may fail costs no more than the precedence of others.
-    unsafe { libc::nice(BY) };
+    const BY: i32 = 10;
+    // That it may fail costs no more than the precedence of others.
+    let _ = rustix::process::nice(BY);
 }
 
 /// Elsewhere it would be all threads of the program that give way.
 #[cfg(not(target_os = "linux"))]
 pub fn give_way() {}
 
-/// Sleeps for `wait`, more finely than a poll's milliseconds, or till `socket` is readable.
+/// Sleeps for `wait`, as finely as the system can and more finely than mio's milliseconds, or till
+/// `socket` is readable.
 pub fn wait_readable(socket: BorrowedFd<'_>, wait: Duration) {
-    let mut poll = libc::pollfd {
-        fd: socket.as_raw_fd(),
-        events: libc::POLLIN,
-        revents: 0,
-    };
-    #[cfg(target_os = "linux")]
-    {
-        let wait = libc::timespec {
-            tv_sec: libc::time_t::try_from(wait.as_secs()).unwrap_or(libc::time_t::MAX),
-            tv_nsec: wait.subsec_nanos().into(),
-        };
-        // SAFETY: one pollfd, a timespec and no signal mask, all living through the call. That it
-        // was interrupted is as good as that it woke.
-        unsafe { libc::ppoll(&raw mut poll, 1, &raw const wait, std::ptr::null()) };
-    }
-    #[cfg(not(target_os = "linux"))]
-    {
-        let ms = libc::c_int::try_from(wait.as_millis())
-            .unwrap_or(libc::c_int::MAX)
-            .max(1);
-        // SAFETY: one pollfd, living through the call.
-        unsafe { libc::poll(&raw mut poll, 1, ms) };
-    }
+    // A wait that is too long for the system has no end.
+    let wait = Timespec::try_from(wait).ok();
+    // That it was interrupted is as good as that it woke.
+    let _ = poll(&mut [PollFd::new(&socket, PollFlags::IN)], wait.as_ref());
 }
 
 #[cfg(test)]

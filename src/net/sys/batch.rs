@@ -3,40 +3,40 @@
 //! The headers that the kernel reads and writes hold raw pointers. Receiving, they point into
 //! buffers on the heap that live and stay as long as the ring. Sending, they are filled and used
 //! within one call, while what they point to is borrowed, and mean nothing after it.
+//!
+//! What the headers of a [`ReceiveRing`] point to is in `Vec`s, which are never made longer. Moving
+//! a `Box` says that nobody else has a pointer to what is in it, and a `Vec` says no such thing.
 
 use std::io;
 use std::mem;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
 
 use crate::bus::address::{Credentials, Source};
-use crate::net::address::canonical;
 
 use super::credentials::{ROOM_BYTES, Told, is_length};
 use super::late::take_late_errors;
+use super::name::{NAME_BYTES, NAME_LENGTH, NameBytes, read_ip};
 use super::{
     Ask, DATAGRAM_BUFFER_BYTES, Outgoing, RECEIVE_BATCH_MAX, Received, Refusal, SEND_BATCH_MAX,
-    calls,
+    calls, empty_message,
 };
-
-#[expect(clippy::cast_possible_truncation, reason = "128 bytes")]
-const SOURCE_BYTES: libc::socklen_t = mem::size_of::<libc::sockaddr_storage>() as libc::socklen_t;
 
 /// Buffers for one batch of received datagrams, made once. Their pages are the system's till a
 /// datagram reaches them.
 pub struct ReceiveRing {
-    buffers: Box<[u8]>,
-    sources: Box<[libc::sockaddr_storage]>,
-    told: Box<[Told]>,
-    slices: Box<[libc::iovec]>,
+    buffers: Vec<u8>,
+    sources: Vec<NameBytes>,
+    told: Vec<Told>,
+    slices: Vec<libc::iovec>,
     headers: Box<[libc::mmsghdr]>,
     taken: usize,
     /// How many headers, from the first, were last lent their room for control messages.
     lent: usize,
 }
 
-// SAFETY: the pointers in `slices` and `headers` lead to memory that the ring itself owns.
+// SAFETY: the pointers in `slices` and `headers` lead to memory that the ring itself owns, on the
+// heap, where it stays while the ring moves. Nobody else is given them but the kernel, for one call.
 unsafe impl Send for ReceiveRing {}
 
 impl std::fmt::Debug for ReceiveRing {
@@ -57,30 +57,26 @@ impl ReceiveRing {
     /// Empty buffers.
     #[must_use]
     pub fn new() -> Self {
-        let mut buffers = vec![0_u8; RECEIVE_BATCH_MAX * DATAGRAM_BUFFER_BYTES].into_boxed_slice();
-        // SAFETY: all bytes zero is a valid sockaddr_storage, iovec and mmsghdr.
-        let (mut sources, mut headers) = unsafe {
-            (
-                vec![mem::zeroed::<libc::sockaddr_storage>(); RECEIVE_BATCH_MAX].into_boxed_slice(),
-                vec![mem::zeroed::<libc::mmsghdr>(); RECEIVE_BATCH_MAX].into_boxed_slice(),
-            )
+        let mut buffers = vec![0_u8; RECEIVE_BATCH_MAX * DATAGRAM_BUFFER_BYTES];
+        let mut sources = vec![[0; NAME_BYTES]; RECEIVE_BATCH_MAX];
+        let mut told = vec![Told::nothing(); RECEIVE_BATCH_MAX];
+        // By the vectors' own pointers, which stay valid whatever is read through the vectors.
+        let first_byte = buffers.as_mut_ptr();
+        let place = |index| libc::iovec {
+            iov_base: first_byte
+                .wrapping_add(index * DATAGRAM_BUFFER_BYTES)
+                .cast(),
+            iov_len: DATAGRAM_BUFFER_BYTES,
         };
-        let mut told = vec![Told::nothing(); RECEIVE_BATCH_MAX].into_boxed_slice();
-        let mut slices: Box<[libc::iovec]> = buffers
-            .chunks_exact_mut(DATAGRAM_BUFFER_BYTES)
-            .map(|buffer| libc::iovec {
-                iov_base: buffer.as_mut_ptr().cast(),
-                iov_len: buffer.len(),
-            })
-            .collect();
-        let places = sources.iter_mut().zip(&mut slices).zip(&mut told);
-        for (header, ((source, slice), told)) in headers.iter_mut().zip(places) {
-            header.msg_hdr.msg_name = ptr::from_mut(source).cast();
-            header.msg_hdr.msg_namelen = SOURCE_BYTES;
-            header.msg_hdr.msg_iov = slice;
+        let mut slices: Vec<libc::iovec> = (0..RECEIVE_BATCH_MAX).map(place).collect();
+        let mut headers = empty_headers(RECEIVE_BATCH_MAX);
+        for (index, header) in headers.iter_mut().enumerate() {
+            header.msg_hdr.msg_name = sources.as_mut_ptr().wrapping_add(index).cast();
+            header.msg_hdr.msg_namelen = NAME_LENGTH;
+            header.msg_hdr.msg_iov = slices.as_mut_ptr().wrapping_add(index);
             header.msg_hdr.msg_iovlen = 1;
             // None of it is lent: its length is 0.
-            header.msg_hdr.msg_control = ptr::from_mut(told).cast();
+            header.msg_hdr.msg_control = told.as_mut_ptr().wrapping_add(index).cast();
         }
         Self {
             buffers,
@@ -111,7 +107,7 @@ impl ReceiveRing {
         let asked = count_max.min(self.headers.len());
         // The kernel has written lengths into those that it filled.
         for header in self.headers.iter_mut().take(self.taken) {
-            header.msg_hdr.msg_namelen = SOURCE_BYTES;
+            header.msg_hdr.msg_namelen = NAME_LENGTH;
         }
         self.lend_room(match ask {
             Ask::Source => 0,
@@ -122,7 +118,9 @@ impl ReceiveRing {
         loop {
             // SAFETY: at least `asked` headers, each with one slice of DATAGRAM_BUFFER_BYTES, room
             // for any source, and for control messages as much as its length says: none, or one
-            // `Told`. All are owned by `self`, which is borrowed mutably.
+            // `Told`. All are owned by `self`, which is borrowed mutably, so nothing that was lent
+            // from them lives. What the kernel writes are bytes and numbers, and the lengths beside
+            // the pointers: never longer than the room, but for a source's, see `read_path`.
             let taken = unsafe {
                 calls::recvmmsg(
                     socket.as_raw_fd(),
@@ -172,11 +170,7 @@ impl ReceiveRing {
 /// The source that the kernel wrote, of which so many bytes count as the header says. Of a sender
 /// without a name it writes nothing: what stands there is an earlier datagram's, of any listener.
 #[inline]
-fn read_source<'a>(
-    source: &'a libc::sockaddr_storage,
-    header: &libc::msghdr,
-    told: &Told,
-) -> Source<'a> {
+fn read_source<'a>(source: &'a NameBytes, header: &libc::msghdr, told: &Told) -> Source<'a> {
     let length = header.msg_namelen;
     if length == 0 {
         return Source::Unix {
@@ -184,26 +178,9 @@ fn read_source<'a>(
             credentials: read_credentials(header, told),
         };
     }
-    match libc::c_int::from(source.ss_family) {
-        libc::AF_INET => {
-            // SAFETY: sockaddr_storage is made to be read as any address; AF_INET says which.
-            let v4 = unsafe { &*ptr::from_ref(source).cast::<libc::sockaddr_in>() };
-            let ip = Ipv4Addr::from(u32::from_be(v4.sin_addr.s_addr));
-            Source::Ip(SocketAddrV4::new(ip, u16::from_be(v4.sin_port)).into())
-        }
-        libc::AF_INET6 => {
-            // SAFETY: as above, for AF_INET6.
-            let v6 = unsafe { &*ptr::from_ref(source).cast::<libc::sockaddr_in6>() };
-            let ip = Ipv6Addr::from(v6.sin6_addr.s6_addr);
-            let port = u16::from_be(v6.sin6_port);
-            Source::Ip(canonical(SocketAddr::V6(SocketAddrV6::new(
-                ip,
-                port,
-                0,
-                v6.sin6_scope_id,
-            ))))
-        }
-        _ => Source::Unix {
+    match read_ip(source) {
+        Some(ip) => Source::Ip(ip),
+        None => Source::Unix {
             path: read_path(source, length as usize),
             credentials: read_credentials(header, told),
         },
@@ -218,16 +195,32 @@ fn read_credentials(header: &libc::msghdr, told: &Told) -> Option<Credentials> {
 }
 
 /// The path of a Unix source: the bytes of the address behind its family, without the 0 that
-/// ends a path in the file system.
-fn read_path(source: &libc::sockaddr_storage, length: usize) -> &[u8] {
+/// ends a path in the file system. Of an address with no room the kernel would tell the whole length.
+fn read_path(source: &NameBytes, length: usize) -> &[u8] {
     let start = mem::offset_of!(libc::sockaddr_un, sun_path);
-    let end = length.min(mem::size_of::<libc::sockaddr_storage>());
-    // SAFETY: any byte of a sockaddr_storage may be read; it was zeroed before the kernel wrote.
-    let bytes = unsafe { std::slice::from_raw_parts(ptr::from_ref(source).cast::<u8>(), end) };
-    let path = bytes.get(start..).unwrap_or_default();
+    let path = source.get(start..length.min(NAME_BYTES));
+    let path = path.unwrap_or_default();
     match path.split_last() {
         Some((0, rest)) if path.first() != Some(&0) => rest,
         _ => path,
+    }
+}
+
+/// A slice of nothing.
+pub(super) const EMPTY_SLICE: libc::iovec = libc::iovec {
+    iov_base: ptr::null_mut(),
+    iov_len: 0,
+};
+
+fn empty_headers(count: usize) -> Box<[libc::mmsghdr]> {
+    vec![empty_header(); count].into_boxed_slice()
+}
+
+/// A header that leads nowhere.
+pub(super) fn empty_header() -> libc::mmsghdr {
+    libc::mmsghdr {
+        msg_hdr: empty_message(),
+        msg_len: 0,
     }
 }
 
@@ -237,7 +230,8 @@ pub struct SendRing {
     slices: Box<[[libc::iovec; 2]]>,
 }
 
-// SAFETY: the pointers in it are written and read within one call of `send` and else unused.
+// SAFETY: the pointers in it are written and followed within one call of `send`, which has the ring
+// to itself. What is left of them after that is never followed, so it matters to no thread.
 unsafe impl Send for SendRing {}
 
 impl std::fmt::Debug for SendRing {
@@ -256,12 +250,9 @@ impl SendRing {
     /// Empty headers.
     #[must_use]
     pub fn new() -> Self {
-        // SAFETY: all bytes zero is a valid mmsghdr and iovec.
-        unsafe {
-            Self {
-                headers: vec![mem::zeroed::<libc::mmsghdr>(); SEND_BATCH_MAX].into_boxed_slice(),
-                slices: vec![mem::zeroed::<[libc::iovec; 2]>(); SEND_BATCH_MAX].into_boxed_slice(),
-            }
+        Self {
+            headers: empty_headers(SEND_BATCH_MAX),
+            slices: vec![[EMPTY_SLICE; 2]; SEND_BATCH_MAX].into_boxed_slice(),
         }
     }
 
@@ -296,7 +287,11 @@ impl SendRing {
             let Some(rest) = self.headers.get_mut(outcomes.len()..count) else {
                 return;
             };
-            match send_first(socket, rest, refusals) {
+            // SAFETY: these headers were filled above, from datagrams whose parts and addresses
+            // are borrowed for 'a, which outlasts this call, and from this ring's own slices,
+            // which nothing has touched since.
+            let result = unsafe { send_first(socket, rest, refusals) };
+            match result {
                 Ok(sent) => {
                     let sent = rest.iter().take(sent);
                     outcomes.extend(sent.map(|header| Ok(header.msg_len as usize)));
@@ -307,16 +302,29 @@ impl SendRing {
     }
 }
 
-/// Sends the first of these, at least one: an error is always the first one's. They are to be
-/// filled with pointers to what is borrowed for the whole call.
+/// Sends the first of these, at least one: an error is always the first one's. Where that may have
+/// been an earlier datagram's it tries once more: an ICMP error waits in the socket's queue and
+/// fails whatever is sent next.
+///
+/// # Safety
+///
+/// As sendmmsg(2): name, slices and control message of each header lead to memory that is as long
+/// as the header says, and may be read during the call. It is not written to.
 #[inline]
-pub(super) fn send_first(
+pub(super) unsafe fn send_first(
     socket: BorrowedFd<'_>,
     headers: &mut [libc::mmsghdr],
     refusals: &mut Vec<Refusal>,
 ) -> io::Result<usize> {
-    let sent =
-        send_some(socket, headers).or_else(|error| retry(socket, headers, error, refusals))?;
+    // SAFETY: as the caller has it.
+    let mut send = || unsafe { send_some(socket, headers) };
+    let sent = send().or_else(|error| {
+        if take_late_errors(socket, refusals) {
+            send()
+        } else {
+            Err(error)
+        }
+    })?;
     if sent < headers.len() {
         // What stopped it the kernel has forgotten. If it was an earlier datagram's error, no
         // later send will fail because of it.
@@ -325,28 +333,16 @@ pub(super) fn send_first(
     Ok(sent)
 }
 
-/// Tries once more where the error may have been an earlier datagram's: an ICMP error waits in
-/// the socket's queue and fails whatever is sent next.
-#[cold]
-fn retry(
-    socket: BorrowedFd<'_>,
-    headers: &mut [libc::mmsghdr],
-    error: io::Error,
-    refusals: &mut Vec<Refusal>,
-) -> io::Result<usize> {
-    if take_late_errors(socket, refusals) {
-        send_some(socket, headers)
-    } else {
-        Err(error)
-    }
-}
-
-fn send_some(socket: BorrowedFd<'_>, headers: &mut [libc::mmsghdr]) -> io::Result<usize> {
+/// Sends as many of these as the kernel takes at once, at least one.
+///
+/// # Safety
+///
+/// As with [`send_first`].
+unsafe fn send_some(socket: BorrowedFd<'_>, headers: &mut [libc::mmsghdr]) -> io::Result<usize> {
     let count = libc::c_uint::try_from(headers.len()).unwrap_or_default();
     loop {
-        // SAFETY: called by the `send`s of the two rings alone, which have just filled these
-        // headers with pointers to what their caller lends them for the whole call, or to what is
-        // theirs. The kernel only reads through them.
+        // SAFETY: there are `count` headers, borrowed mutably, for the kernel writes into each how
+        // many bytes it took. The rest is as the caller has it.
         let sent = unsafe {
             calls::sendmmsg(
                 socket.as_raw_fd(),
@@ -364,5 +360,82 @@ fn send_some(socket: BorrowedFd<'_>, headers: &mut [libc::mmsghdr]) -> io::Resul
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+    use std::os::fd::AsFd;
+
+    use socket2::SockAddr;
+
+    use super::super::looped::loop_back;
+    use super::super::{SegmentRing, begin};
+    use super::*;
+
+    fn frames(lengths: &[usize]) -> Vec<Vec<u8>> {
+        let letters = b'a'..=b'z';
+        let frames = letters.zip(lengths);
+        frames
+            .map(|(letter, &length)| vec![letter; length])
+            .collect()
+    }
+
+    /// Takes all that there is, in batches of at most three.
+    fn take(ring: &mut ReceiveRing, from: SocketAddr) -> Vec<Vec<u8>> {
+        let stdin = std::io::stdin();
+        let mut all = Vec::new();
+        while ring.receive(stdin.as_fd(), 3, Ask::Source).unwrap() > 0 {
+            for datagram in ring.datagrams() {
+                assert_eq!(datagram.source, Source::Ip(from));
+                all.push(datagram.bytes.to_vec());
+            }
+        }
+        all
+    }
+
+    /// Whatever was moved, and whatever was read before: for Miri, which sees what the kernel
+    /// may not say.
+    #[test]
+    fn the_rings_pointers_hold_wherever_the_rings_go() {
+        begin();
+        loop_back();
+        let stdin = std::io::stdin();
+        let (mut receiving, mut sending, mut segments) =
+            (ReceiveRing::new(), SendRing::new(), SegmentRing::new());
+        let (mut outcomes, mut refusals) = (Vec::new(), Vec::new());
+        for address in ["1.2.3.4:5", "[2001:db8::1]:6", "1.2.3.4:7"] {
+            let moving = std::thread::spawn(move || (receiving, sending, segments));
+            (receiving, sending, segments) = moving.join().unwrap();
+            let from: SocketAddr = address.parse().unwrap();
+            let to = SockAddr::from(from);
+
+            let frames = frames(&[9, 0, 20, 7, 7]);
+            let datagrams = frames.iter().map(|frame| {
+                let (head, body) = frame.split_at(frame.len() / 2);
+                Outgoing {
+                    to: &to,
+                    head,
+                    body,
+                }
+            });
+            sending.send(stdin.as_fd(), datagrams, &mut outcomes, &mut refusals);
+            assert!(outcomes.iter().all(Result::is_ok));
+            assert_eq!(take(&mut receiving, from), frames);
+
+            let datagrams = frames
+                .iter()
+                .map(|frame| frame.split_at(frame.len() / 2).into());
+            let result = segments.send(stdin.as_fd(), &to, datagrams, &mut outcomes, &mut refusals);
+            result.unwrap();
+            let received = take(&mut receiving, from);
+            assert_eq!(received.len(), frames.len());
+            // But for what they are padded with.
+            for (received, frame) in received.iter().zip(&frames) {
+                assert!(received.starts_with(frame));
+            }
+        }
+        begin();
     }
 }

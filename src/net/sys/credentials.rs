@@ -9,6 +9,8 @@ use std::mem;
 
 use crate::bus::address::Credentials;
 
+use super::empty_control;
+
 /// The control message, as cmsg(3) lays it out.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -24,7 +26,7 @@ pub(super) const ROOM_BYTES: usize = mem::size_of::<Told>();
 const LENGTH: usize = mem::offset_of!(Told, credentials) + mem::size_of::<libc::ucred>();
 
 #[expect(clippy::cast_possible_truncation, reason = "12 bytes")]
-// SAFETY: arithmetic on a small length.
+// SAFETY: it is arithmetic on a small length, and reads no memory.
 const SPACE: u32 = unsafe { libc::CMSG_SPACE(mem::size_of::<libc::ucred>() as u32) };
 const _: () = assert!(ROOM_BYTES == SPACE as usize);
 
@@ -41,8 +43,14 @@ pub(super) fn is_length(length: impl TryInto<usize>, bytes: usize) -> bool {
 impl Told {
     /// Nothing told.
     pub(super) fn nothing() -> Self {
-        // SAFETY: all bytes zero is a valid cmsghdr and ucred.
-        unsafe { mem::zeroed() }
+        Self {
+            header: empty_control(),
+            credentials: libc::ucred {
+                pid: 0,
+                uid: 0,
+                gid: 0,
+            },
+        }
     }
 
     /// What it tells. Only of a message that fills all of the room.
@@ -70,7 +78,7 @@ mod tests {
     use rustix::net::{
         SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, UCred, sendmsg_addr,
     };
-    use rustix::process::getpid;
+    use rustix::process::{getgid, getpid, getuid};
 
     use super::super::{
         Answer, Ask, RECEIVE_BATCH_MAX, ReceiveRing, ask_for, begin, script, unused,
@@ -80,9 +88,10 @@ mod tests {
 
     /// Whom this test runs as.
     fn own() -> Credentials {
-        // SAFETY: they take nothing and cannot fail.
-        let (uid, gid) = unsafe { (libc::getuid(), libc::getgid()) };
-        Credentials { uid, gid }
+        Credentials {
+            uid: getuid().as_raw(),
+            gid: getgid().as_raw(),
+        }
     }
 
     struct World {

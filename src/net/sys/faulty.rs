@@ -68,6 +68,8 @@ fn with<T>(use_it: impl FnOnce(&mut Kernel) -> T) -> T {
 /// Forgets what was said, and what was taken for addresses that others may have had.
 pub fn begin() {
     with(|kernel| *kernel = Kernel::default());
+    #[cfg(not(feature = "portable"))]
+    super::looped::end();
 }
 
 /// Says what becomes of this thread's next calls, in place of what was said before.
@@ -89,7 +91,8 @@ pub fn bytes_taken(to: &SockAddr) -> u64 {
     with(|kernel| kernel.taken.get(bytes_of(to)).copied().unwrap_or(0))
 }
 
-fn bytes_of(address: &SockAddr) -> &[u8] {
+/// The bytes of an address.
+pub fn bytes_of(address: &SockAddr) -> &[u8] {
     // SAFETY: a SockAddr has as many bytes as it says.
     unsafe { std::slice::from_raw_parts(address.as_ptr().cast(), address.len() as usize) }
 }
@@ -138,8 +141,32 @@ pub unsafe fn recvmsg(socket: c_int, header: *mut msghdr, flags: c_int) -> isize
         // SAFETY: as the caller has it.
         Some(error) => unsafe { tell(&error, &mut *header) },
         // SAFETY: as the caller has it.
-        None => unsafe { libc::recvmsg(socket, header, flags) },
+        None => unsafe { kernel_recvmsg(socket, header, flags) },
     }
+}
+
+#[cfg(feature = "portable")]
+use libc::recvmsg as kernel_recvmsg;
+
+/// As recvmsg(2), for the error queue.
+///
+/// # Safety
+///
+/// As recvmsg(2).
+#[cfg(not(feature = "portable"))]
+unsafe fn kernel_recvmsg(socket: c_int, header: *mut msghdr, flags: c_int) -> isize {
+    if super::looped::is_looped() {
+        return fail(libc::EAGAIN) as isize;
+    }
+    // SAFETY: as the caller has it.
+    unsafe { libc::recvmsg(socket, header, flags) }
+}
+
+#[cfg(not(feature = "portable"))]
+fn fail(number: c_int) -> c_int {
+    // SAFETY: errno is the thread's own.
+    unsafe { *libc::__errno_location() = number };
+    -1
 }
 
 /// Writes an entry of the error queue as the kernel does.
@@ -189,12 +216,17 @@ pub use batch::{recvmmsg, sendmmsg};
 #[cfg(not(feature = "portable"))]
 mod batch {
     use super::*;
+    use crate::net::sys::looped;
     use libc::{c_uint, mmsghdr};
 
-    fn fail(number: c_int) -> c_int {
-        // SAFETY: errno is the thread's own.
-        unsafe { *libc::__errno_location() = number };
-        -1
+    /// The headers of a call.
+    ///
+    /// # Safety
+    ///
+    /// There are so many, and nobody else uses them for so long.
+    unsafe fn lent<'a>(headers: *mut mmsghdr, count: c_uint) -> &'a mut [mmsghdr] {
+        // SAFETY: as the caller has it.
+        unsafe { std::slice::from_raw_parts_mut(headers, count as usize) }
     }
 
     fn at_most(count: c_uint, most: usize) -> c_uint {
@@ -217,16 +249,22 @@ mod batch {
             Answer::Through => count,
             Answer::Most(most) => at_most(count, most),
             Answer::Cut(room) => {
-                for index in 0..count as usize {
-                    // SAFETY: the caller has lent `count` headers. Less room than there is harms
-                    // nobody.
-                    let length = unsafe { &mut (*headers.add(index)).msg_hdr.msg_controllen };
+                // SAFETY: as the caller has it. Less room than there is harms nobody.
+                for header in unsafe { lent(headers, count) } {
+                    let length = &mut header.msg_hdr.msg_controllen;
                     *length = (*length).min(room as _);
                 }
                 count
             }
             Answer::Fail(number) | Answer::Late(number) => return fail(number),
         };
+        if looped::is_looped() {
+            // SAFETY: as the caller has it: there are `count` headers, or more.
+            return match unsafe { looped::recvmmsg(lent(headers, count)) } {
+                0 => fail(libc::EAGAIN),
+                taken => taken,
+            };
+        }
         // SAFETY: as the caller has it.
         unsafe { libc::recvmmsg(socket, headers, count, flags, timeout) }
     }
@@ -247,11 +285,19 @@ mod batch {
             Answer::Most(most) => at_most(count, most),
             Answer::Fail(number) | Answer::Late(number) => return fail(number),
         };
-        // SAFETY: as the caller has it.
-        let sent = unsafe { libc::sendmmsg(socket, headers, count, flags) };
-        for index in 0..usize::try_from(sent).unwrap_or(0) {
-            // SAFETY: the caller has lent at least `count` headers, all filled.
-            unsafe { keep_sent(&(*headers.add(index)).msg_hdr) };
+        // SAFETY: as the caller has it: there are `count` headers, or more.
+        let sent = unsafe {
+            if looped::is_looped() {
+                looped::sendmmsg(lent(headers, count))
+            } else {
+                libc::sendmmsg(socket, headers, count, flags)
+            }
+        };
+        // SAFETY: as the caller has it: they are all filled.
+        let headers = unsafe { lent(headers, count) };
+        for header in headers.iter().take(sent.try_into().unwrap_or(0)) {
+            // SAFETY: as the caller has it.
+            unsafe { keep_sent(&header.msg_hdr) };
         }
         sent
     }

@@ -9,11 +9,9 @@ use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use hailmary_proto::write::STAMP_HEAD_BYTES;
-use socket2::SockAddr;
 
-use crate::net::address::canonical;
-
-use super::{Refusal, calls};
+use super::name::{NAME_BYTES, NAME_LENGTH, read_ip};
+use super::{Refusal, calls, empty_control, empty_message};
 
 /// Most entries taken at once: a hostile network could fill the queue as fast as it is emptied.
 const ERRORS_MAX: usize = 1_024;
@@ -24,8 +22,27 @@ const ERRORS_MAX: usize = 1_024;
 pub(super) struct Told {
     pub(super) header: libc::cmsghdr,
     pub(super) error: libc::sock_extended_err,
-    /// Who said so: room for it, so that the kernel need not cut.
-    pub(super) by: libc::sockaddr_in6,
+    /// Who said so, which nobody reads: room for it, so that the kernel need not cut.
+    by: [u8; mem::size_of::<libc::sockaddr_in6>()],
+}
+
+impl Told {
+    /// Nothing told.
+    fn nothing() -> Self {
+        Self {
+            header: empty_control(),
+            error: libc::sock_extended_err {
+                ee_errno: 0,
+                ee_origin: libc::SO_EE_ORIGIN_NONE,
+                ee_type: 0,
+                ee_code: 0,
+                ee_pad: 0,
+                ee_info: 0,
+                ee_data: 0,
+            },
+            by: [0; mem::size_of::<libc::sockaddr_in6>()],
+        }
+    }
 }
 
 /// Takes everything out of a socket's error queue, adds what tells of a port that nobody has, and
@@ -42,39 +59,32 @@ pub(super) fn take_late_errors(socket: BorrowedFd<'_>, refusals: &mut Vec<Refusa
 
 /// The next entry, if it is a refusal.
 fn take_one(socket: BorrowedFd<'_>) -> io::Result<Option<Refusal>> {
+    let mut name = [0_u8; NAME_BYTES];
     let mut quote = [0_u8; STAMP_HEAD_BYTES];
     let mut slice = libc::iovec {
         iov_base: quote.as_mut_ptr().cast(),
         iov_len: quote.len(),
     };
-    // SAFETY: all bytes zero is a valid cmsghdr, sock_extended_err, sockaddr_in6 and msghdr.
-    let (mut told, mut header) = unsafe { (mem::zeroed::<Told>(), mem::zeroed::<libc::msghdr>()) };
+    let mut told = Told::nothing();
+    let mut header = empty_message();
     header.msg_iov = &raw mut slice;
     header.msg_iovlen = 1;
     header.msg_control = (&raw mut told).cast();
     header.msg_controllen = mem::size_of::<Told>() as _;
-    let receive = |name: *mut socket2::SockAddrStorage, name_length: *mut libc::socklen_t| {
-        header.msg_name = name.cast();
-        // SAFETY: socket2 lends a length that says how much room the address has.
-        header.msg_namelen = unsafe { *name_length };
-        // SAFETY: name, slice and control message have the room that the header says, and live
-        // through the call.
-        let length = unsafe {
-            calls::recvmsg(
-                socket.as_raw_fd(),
-                &raw mut header,
-                libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT,
-            )
-        };
-        let length = usize::try_from(length).map_err(|_| io::Error::last_os_error())?;
-        // SAFETY: as above; the kernel has written so much of the address.
-        unsafe { *name_length = header.msg_namelen };
-        Ok(length)
+    header.msg_name = name.as_mut_ptr().cast();
+    header.msg_namelen = NAME_LENGTH;
+    // SAFETY: name, slice and control message have the room that the header says, and live through
+    // the call. Whatever bytes the kernel writes there are numbers, which is all that they have.
+    let length = unsafe {
+        calls::recvmsg(
+            socket.as_raw_fd(),
+            &raw mut header,
+            libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT,
+        )
     };
-    // SAFETY: what the kernel has not written of the address is zero.
-    let (length, to) = unsafe { SockAddr::try_init(receive) }?;
+    let length = usize::try_from(length).map_err(|_| io::Error::last_os_error())?;
     let quote = quote.get(..length).unwrap_or(&quote);
-    Ok(refusal(&told, to.as_socket(), quote))
+    Ok(refusal(&told, read_ip(&name), quote))
 }
 
 /// What an entry says, if it is that nobody has the port, and shows what was sent there.
@@ -89,7 +99,7 @@ fn refusal(told: &Told, to: Option<SocketAddr>, quote: &[u8]) -> Option<Refusal>
         return None;
     }
     Some(Refusal {
-        to: canonical(to?),
+        to: to?,
         quote: *quote.first_chunk()?,
     })
 }
@@ -99,8 +109,7 @@ mod tests {
     use super::*;
 
     fn told(level: i32, kind: i32, origin: u8, number: i32) -> Told {
-        // SAFETY: as where it is received.
-        let mut told = unsafe { mem::zeroed::<Told>() };
+        let mut told = Told::nothing();
         (told.header.cmsg_level, told.header.cmsg_type) = (level, kind);
         told.error.ee_origin = origin;
         told.error.ee_errno = number.cast_unsigned();

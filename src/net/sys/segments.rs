@@ -9,13 +9,13 @@
 
 use std::io;
 use std::mem;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 
 use hailmary_proto::write::{PADDING_FIELD_BYTES_MIN, write_padding};
 use socket2::SockAddr;
 
-use super::batch::send_first;
-use super::{NoSegments, Refusal, SEND_BATCH_MAX};
+use super::batch::{EMPTY_SLICE, empty_header, send_first};
+use super::{NoSegments, Refusal, SEND_BATCH_MAX, empty_control, get_ints};
 
 /// Most bytes of one message: what a UDP datagram over IPv4 holds, because that is what it is
 /// till it is cut. That it has [`SEND_BATCH_MAX`] segments at most, as many as any kernel takes, is
@@ -42,7 +42,8 @@ pub struct SegmentRing {
     paddings: Box<[[u8; PADDING_BYTES_MAX]]>,
 }
 
-// SAFETY: the pointers in it are written and read within one call of `send` and else unused.
+// SAFETY: the pointers in it are written and followed within one call of `send`, which has the ring
+// to itself. What is left of them after that is never followed, so it matters to no thread.
 unsafe impl Send for SegmentRing {}
 
 impl std::fmt::Debug for SegmentRing {
@@ -61,10 +62,8 @@ impl SegmentRing {
     /// Empty room.
     #[must_use]
     pub fn new() -> Self {
-        // SAFETY: all bytes zero is a valid iovec.
-        let slices = unsafe { vec![mem::zeroed::<Slices>(); SEND_BATCH_MAX] };
         Self {
-            slices: slices.into_boxed_slice(),
+            slices: vec![[EMPTY_SLICE; 3]; SEND_BATCH_MAX].into_boxed_slice(),
             lengths: vec![0; SEND_BATCH_MAX].into_boxed_slice(),
             paddings: vec![[0; PADDING_BYTES_MAX]; SEND_BATCH_MAX].into_boxed_slice(),
         }
@@ -105,7 +104,11 @@ impl SegmentRing {
                 Err(NoSegments) => (1, 0),
             };
             let message = outcomes.len()..outcomes.len() + segments;
-            match self.send_message(socket, to, message.clone(), segment_bytes, refusals) {
+            // SAFETY: these places were filled above, from parts that are borrowed for 'a, which
+            // outlasts this call.
+            let result_of_message =
+                unsafe { self.send_message(socket, to, message.clone(), segment_bytes, refusals) };
+            match result_of_message {
                 Ok(()) => {
                     let sent = self.slices.get(message).unwrap_or_default();
                     outcomes.extend(sent.iter().map(|slices| Ok(bytes(slices))));
@@ -118,7 +121,11 @@ impl SegmentRing {
     }
 
     /// Sends datagrams that [`SegmentRing::send`] has put into these places.
-    fn send_message(
+    ///
+    /// # Safety
+    ///
+    /// The slices of these places lead to memory that may be read during the call.
+    unsafe fn send_message(
         &mut self,
         socket: BorrowedFd<'_>,
         to: &SockAddr,
@@ -139,30 +146,27 @@ impl SegmentRing {
                 slices[2] = slice(padding);
             }
         }
-        // SAFETY: all bytes zero is a valid mmsghdr and cmsghdr.
-        let (mut message, header) = unsafe {
-            (
-                mem::zeroed::<libc::mmsghdr>(),
-                mem::zeroed::<libc::cmsghdr>(),
-            )
-        };
         let mut control = SegmentBytes {
-            header,
+            header: empty_control(),
             bytes: u16::try_from(segment_bytes).unwrap_or(u16::MAX),
         };
         control.header.cmsg_level = libc::SOL_UDP;
         control.header.cmsg_type = libc::UDP_SEGMENT;
         control.header.cmsg_len =
             (mem::offset_of!(SegmentBytes, bytes) + size_of_val(&control.bytes)) as _;
+        let mut message = empty_header();
         message.msg_hdr.msg_name = to.as_ptr().cast_mut().cast();
         message.msg_hdr.msg_namelen = to.len();
         message.msg_hdr.msg_iov = slices.as_mut_ptr().cast();
-        message.msg_hdr.msg_iovlen = (segments * 3) as _;
+        message.msg_hdr.msg_iovlen = slices.as_flattened().len() as _;
         if segments > 1 {
             message.msg_hdr.msg_control = (&raw mut control).cast();
             message.msg_hdr.msg_controllen = size_of_val(&control) as _;
         }
-        send_first(socket, std::slice::from_mut(&mut message), refusals).map(|_| ())
+        // SAFETY: the address and the control message live here or with the caller through the
+        // call, and are as long as they say. The slices are as many as there are, and lead to the
+        // ring's paddings and to what the caller answers for.
+        unsafe { send_first(socket, std::slice::from_mut(&mut message), refusals) }.map(|_| ())
     }
 }
 
@@ -221,21 +225,7 @@ fn same(error: &io::Error) -> io::Error {
 /// Whether this kernel knows segments. An older one would send a whole message as one datagram.
 #[must_use]
 pub fn takes_segments(socket: BorrowedFd<'_>) -> bool {
-    let mut bytes: libc::c_int = 0;
-    let Ok(mut length) = libc::socklen_t::try_from(size_of_val(&bytes)) else {
-        return false;
-    };
-    // SAFETY: the kernel writes at most `length` bytes, which is what `bytes` has.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_UDP,
-            libc::UDP_SEGMENT,
-            (&raw mut bytes).cast(),
-            &raw mut length,
-        )
-    };
-    result == 0
+    get_ints(socket, libc::SOL_UDP, libc::UDP_SEGMENT, &mut [0]).is_some()
 }
 
 #[cfg(test)]
