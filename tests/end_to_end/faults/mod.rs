@@ -2,4 +2,6 @@
 //!
 //! What it measured goes to the table of SECURITY.md.
 
+mod neighbours;
+mod scene;
 mod subscribers;
