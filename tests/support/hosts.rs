@@ -66,9 +66,14 @@ pub fn ip(arguments: &str) {
     run(&mut Command::new("ip"), arguments);
 }
 
-/// Has tc(8) do something on this host.
+/// Has tc(8) do something on this host. Its arguments are a shell's.
 pub fn tc(arguments: &str) {
-    run(&mut Command::new("tc"), arguments);
+    sh(&mut Command::new("sh"), &format!("tc {arguments}"));
+}
+
+fn sh(command: &mut Command, script: &str) {
+    let status = command.args(["-c", script]).status();
+    assert!(status.unwrap().success(), "{command:?}");
 }
 
 fn run(command: &mut Command, arguments: &str) {
@@ -97,7 +102,10 @@ impl Host {
     pub fn behind(router: &Host, cable: u8, mtu_bytes: u32) -> Self {
         let host = Self::alone();
         lay(cable, mtu_bytes, &host, |arguments| router.ip(arguments));
-        router.sh("echo 1 > /proc/sys/net/ipv4/ip_forward");
+        sh(
+            &mut router.command("sh"),
+            "echo 1 > /proc/sys/net/ipv4/ip_forward",
+        );
         host
     }
 
@@ -130,14 +138,9 @@ impl Host {
         run(&mut self.command("ip"), arguments);
     }
 
-    /// Has tc(8) do something there.
+    /// Has tc(8) do something there. Its arguments are a shell's.
     pub fn tc(&self, arguments: &str) {
-        run(&mut self.command("tc"), arguments);
-    }
-
-    fn sh(&self, script: &str) {
-        let status = self.command("sh").args(["-c", script]).status();
-        assert!(status.unwrap().success(), "{script}");
+        sh(&mut self.command("sh"), &format!("tc {arguments}"));
     }
 }
 

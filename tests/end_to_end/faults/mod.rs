@@ -2,6 +2,8 @@
 //!
 //! What it measured goes to the table of SECURITY.md.
 
+mod links;
 mod neighbours;
 mod scene;
 mod subscribers;
+mod ways;

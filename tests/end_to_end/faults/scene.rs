@@ -1,10 +1,12 @@
 //! What most faults have in common: a bus that other hosts may subscribe to, events that are
 //! published on its own host, and the books.
 
+use std::process::Command;
+
 use hailmary_client::Publisher;
 
 use crate::support::hosts::{ALL_HOSTS, Host};
-use crate::support::{Serving, Subscribing, assert_laws, sum_of, value};
+use crate::support::{Serving, Subscribing, assert_laws, hailmary, sum_of, value};
 
 /// A running bus and a publisher beside it.
 pub struct Scene {
@@ -17,18 +19,28 @@ pub struct Scene {
 impl Scene {
     /// With these lines of configuration, on loopback and these hosts' addresses.
     pub fn start(configuration: &str, reach: &[&str]) -> Self {
+        Self::start_by(hailmary(), "127.0.0.1", configuration, reach)
+    }
+
+    /// With these lines of configuration, on another host that has this address.
+    pub fn start_on(host: &Host, address: &str, configuration: &str) -> Self {
+        let program = host.command(env!("CARGO_BIN_EXE_hailmary"));
+        Self::start_by(program, address, configuration, &[])
+    }
+
+    fn start_by(mut program: Command, home: &str, configuration: &str, reach: &[&str]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("bus.toml");
         let from = format!("[\"127.0.0.0/8\", \"{ALL_HOSTS}\"]");
         let rule = format!("[{{ from = {from}, topics = [\">\"] }}]");
         let access = format!("[access]\npublish = {rule}\nsubscribe = {rule}\n");
         std::fs::write(&file, configuration.to_owned() + &access).unwrap();
-        let reach = reach.iter().map(|host| format!("{host}:0"));
-        let listeners: Vec<_> = std::iter::once("127.0.0.1:0".to_owned())
-            .chain(reach)
-            .collect();
-        let listeners: Vec<_> = listeners.iter().map(String::as_str).collect();
-        let bus = Serving::start(&["--config", file.to_str().unwrap()], &listeners);
+        program.args(["serve", "--config", file.to_str().unwrap()]);
+        program.args(["--admin", &format!("{home}:0")]);
+        for host in [&[home], reach].concat() {
+            program.args(["--listen", &format!("{host}:0")]);
+        }
+        let bus = Serving::start_as(program);
         Self {
             publisher: Publisher::connect(&bus.address().parse().unwrap()).unwrap(),
             bus,
