@@ -6,4 +6,5 @@ mod links;
 mod neighbours;
 mod scene;
 mod subscribers;
+mod takeover;
 mod ways;
