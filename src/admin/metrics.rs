@@ -368,7 +368,9 @@ impl Page {
         let mut count = 0;
         for (end_ns, in_bucket) in histogram.buckets() {
             count += in_bucket;
-            let end = end_ns.map_or("+Inf".to_owned(), |end_ns| seconds(end_ns).to_string());
+            let end = end_ns.map_or("+Inf".to_owned(), |end_ns| {
+                seconds(end_ns.into()).to_string()
+            });
             let labels = [labels, &[("le", &end)]].concat();
             self.sample(name, "_bucket", &labels, count);
         }
@@ -439,7 +441,7 @@ impl Page {
     clippy::cast_precision_loss,
     reason = "the format's numbers are floats"
 )]
-fn seconds(ns: u64) -> f64 {
+fn seconds(ns: u128) -> f64 {
     ns as f64 / 1e9
 }
 

@@ -113,7 +113,9 @@ fn add_at(counts: &mut Vec<u64>, index: usize, more: u64) {
 pub struct Histogram {
     /// Counts by bucket; the last one has no end.
     counts: [u64; Histogram::BUCKETS],
-    sum_ns: u64,
+    /// So wide that it goes on whatever is added: eleven events that claim to be of 1970, or that
+    /// a clock on a wrong date has met, would fill 64 bits for good.
+    sum_ns: u128,
 }
 
 impl Histogram {
@@ -131,7 +133,7 @@ impl Histogram {
         if let Some(count) = self.counts.get_mut(bucket.min(Self::BUCKETS - 1)) {
             *count += times;
         }
-        self.sum_ns = self.sum_ns.saturating_add(ns.saturating_mul(times));
+        self.sum_ns += u128::from(ns) * u128::from(times);
     }
 
     /// Each bucket's end in ns (none for the last) and how many are in it.
@@ -142,7 +144,7 @@ impl Histogram {
 
     /// All durations together, in ns.
     #[must_use]
-    pub fn sum_ns(&self) -> u64 {
+    pub fn sum_ns(&self) -> u128 {
         self.sum_ns
     }
 
@@ -151,7 +153,7 @@ impl Histogram {
         for (sum, more) in self.counts.iter_mut().zip(other.counts) {
             *sum += more;
         }
-        self.sum_ns = self.sum_ns.saturating_add(other.sum_ns);
+        self.sum_ns += other.sum_ns;
     }
 }
 
@@ -178,5 +180,17 @@ mod tests {
         histogram.record(u64::MAX, 1);
         let counts: Vec<_> = histogram.buckets().map(|(_, count)| count).collect();
         assert_eq!((counts[0], counts[12]), (1, 1));
+    }
+
+    #[test]
+    fn a_sum_goes_on_past_the_longest_durations() {
+        let (mut histogram, mut other) = (Histogram::default(), Histogram::default());
+        histogram.record(u64::MAX, 20);
+        let long = histogram.sum_ns();
+        histogram.record(7, 3);
+        assert_eq!(histogram.sum_ns(), long + 21);
+        other.add(&histogram);
+        other.add(&histogram);
+        assert_eq!(other.sum_ns(), 2 * (long + 21));
     }
 }

@@ -1,14 +1,18 @@
 //! From the core's copies to the kernel: which socket, which address, and what became of each.
 //!
-//! Egress sockets are apart from ingress: one for each address family, and one for each Unix
-//! subscriber, because a Unix receiver that does not read holds on to its sender's buffer.
+//! Egress sockets are apart from ingress. Whatever waits in the kernel is charged to the buffer of
+//! the socket that sent it, so that who shares one with those that take nothing is held up with
+//! them. So each Unix subscriber has a socket of its own, because one that does not read holds on
+//! to its sender's buffer; and other hosts share [`HOST_SOCKETS`] by their addresses, because what
+//! is for a host that is gone waits for as long as the kernel asks where it is. Over loopback
+//! nothing waits: one socket for each address family serves all that is on this host.
 //!
 //! That a UDP port is nobody's shows only after a copy was sent there, and counted so. As with a
 //! connected socket (udp(7)) the next copy pays for it: it is dropped as refused, and the one
 //! after it tries again.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::Duration;
 
@@ -27,6 +31,14 @@ use super::sys::{
 
 /// How long to wait before a socket that could not be had is asked for again.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// Sockets that other hosts of one address family share: so many that a host has its own, or
+/// shares it with few, and that the largest bus is a few descriptors. A power of two.
+///
+/// The kernel keeps some 200 KiB for a host that does not answer (`unres_qlen_bytes` of arp(7)), a
+/// send buffer as configured by default holds that of 78 such hosts, and of one where the bus may
+/// not have it.
+const HOST_SOCKETS: u8 = 64;
 
 /// Copies taken from the forwarder at a time where some may leave together: 16 for each of 64
 /// subscribers, more of which save little more, in about a hundred kilobytes.
@@ -56,17 +68,33 @@ enum Departure {
 /// By which socket.
 #[derive(Debug)]
 enum Way {
-    Ipv4,
-    Ipv6,
+    /// By the one in this place.
+    Udp(usize),
     /// One of its own.
     Unix(Socket),
+    /// By none: this host lacks the address family.
+    Nowhere,
+}
+
+/// Who shares a UDP socket: an address family and, but for what stays on this host, the last bits
+/// of the address. Hosts of one network differ in those first.
+type Lane = (Domain, Option<u8>);
+
+fn lane(address: &Address, ip: SocketAddr) -> Lane {
+    let last = match ip.ip() {
+        IpAddr::V4(v4) => v4.octets()[3],
+        IpAddr::V6(v6) => v6.octets()[15],
+    };
+    let is_elsewhere = !address.is_local();
+    let hosts = is_elsewhere.then_some(last & (HOST_SOCKETS - 1));
+    (Domain::for_address(ip), hosts)
 }
 
 /// Sockets and addresses: the ways to subscribers.
 #[derive(Debug)]
 struct Ways {
-    ipv4: Option<Socket>,
-    ipv6: Option<Socket>,
+    /// Opened as they are needed, but for those of this host, and never closed.
+    udp: Vec<(Lane, Socket)>,
     /// By [`SubscriberId::index`].
     peers: Vec<Option<Peer>>,
     /// Whether some subscriber's copies leave together.
@@ -91,10 +119,27 @@ impl Ways {
     #[inline]
     fn socket<'a>(&'a self, way: &'a Way) -> Option<&'a Socket> {
         match way {
-            Way::Ipv4 => self.ipv4.as_ref(),
-            Way::Ipv6 => self.ipv6.as_ref(),
+            Way::Udp(place) => self.udp.get(*place).map(|(_, socket)| socket),
             Way::Unix(socket) => Some(socket),
+            Way::Nowhere => None,
         }
+    }
+
+    fn place(&self, lane: Lane) -> Option<usize> {
+        self.udp.iter().position(|(other, _)| *other == lane)
+    }
+
+    /// The way to an IP address. Where no further socket is to be had it is that of this host.
+    fn udp_way(&mut self, lane: Lane, send_buffer_bytes: usize) -> Way {
+        let (domain, _) = lane;
+        if self.place(lane).is_none()
+            && self.place((domain, None)).is_some()
+            && let Ok(socket) = open_egress(domain, send_buffer_bytes)
+        {
+            self.udp.push((lane, socket));
+        }
+        let place = self.place(lane).or_else(|| self.place((domain, None)));
+        place.map_or(Way::Nowhere, Way::Udp)
     }
 
     /// The first copies that share a call, and how they leave: those for one subscriber that has
@@ -203,14 +248,17 @@ impl Egress {
     pub fn open(send_buffer_bytes: usize) -> io::Result<Self> {
         let ipv4 = open_egress(Domain::IPV4, send_buffer_bytes);
         let ipv6 = open_egress(Domain::IPV6, send_buffer_bytes);
-        let (ipv4, ipv6) = match (ipv4, ipv6) {
+        let families = match (ipv4, ipv6) {
             (Err(error), Err(_)) => return Err(error),
-            (ipv4, ipv6) => (ipv4.ok(), ipv6.ok()),
+            (ipv4, ipv6) => [(Domain::IPV4, ipv4), (Domain::IPV6, ipv6)],
         };
+        let udp = families.into_iter().filter_map(|(domain, socket)| {
+            let socket = socket.ok()?;
+            Some(((domain, None), socket))
+        });
         Ok(Self {
             ways: Ways {
-                ipv4,
-                ipv6,
+                udp: udp.collect(),
                 peers: Vec::new(),
                 is_any_together: false,
                 refused: 0,
@@ -260,14 +308,12 @@ impl Egress {
             return Ok(());
         }
         self.send_buffer_bytes = send_buffer_bytes;
-        let Ways {
-            ipv4, ipv6, peers, ..
-        } = &self.ways;
+        let Ways { udp, peers, .. } = &self.ways;
         let unix = peers.iter().flatten().filter_map(|peer| match &peer.way {
             Way::Unix(socket) => Some(socket),
-            Way::Ipv4 | Way::Ipv6 => None,
+            Way::Udp(_) | Way::Nowhere => None,
         });
-        let all = ipv4.iter().chain(ipv6).chain(unix);
+        let all = udp.iter().map(|(_, socket)| socket).chain(unix);
         let results = all.map(|socket| resize_egress(socket, send_buffer_bytes));
         results.fold(Ok(()), Result::and)
     }
@@ -309,11 +355,11 @@ impl Egress {
         result
     }
 
-    fn peer(&self, address: &Address) -> io::Result<Peer> {
+    fn peer(&mut self, address: &Address) -> io::Result<Peer> {
+        let bytes = self.send_buffer_bytes;
         let way = match address {
-            Address::Ip(ip) if ip.is_ipv4() => Way::Ipv4,
-            Address::Ip(_) => Way::Ipv6,
-            Address::Unix(_) => Way::Unix(open_egress(Domain::UNIX, self.send_buffer_bytes)?),
+            Address::Ip(ip) => self.ways.udp_way(lane(address, *ip), bytes),
+            Address::Unix(_) => Way::Unix(open_egress(Domain::UNIX, bytes)?),
         };
         let departure = match self.ways.socket(&way) {
             Some(socket) if !address.is_local() && takes_segments(socket.as_fd()) => {
@@ -444,5 +490,56 @@ fn reason(error: &io::Error) -> CopyDrop {
         Some(libc::EMSGSIZE) => CopyDrop::TooLarge,
         Some(libc::ECONNREFUSED | libc::ENOENT) => CopyDrop::Refused,
         _ => CopyDrop::Unreachable,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lane_of(ip: IpAddr, port: u16) -> Lane {
+        let ip = SocketAddr::new(ip, port);
+        lane(&Address::Ip(ip), ip)
+    }
+
+    #[test]
+    fn neighbouring_hosts_share_no_socket_and_none_with_this_host() {
+        type Host = fn(u16) -> IpAddr;
+        let families: [(Host, IpAddr); 2] = [
+            (
+                |number| [10, 0, number.to_be_bytes()[0], number.to_be_bytes()[1]].into(),
+                [127, 0, 0, 1].into(),
+            ),
+            (
+                |number| [0x2001, 0xdb8, 0, 0, 0, 0, 0, number].into(),
+                [0, 0, 0, 0, 0, 0, 0, 1_u16].into(),
+            ),
+        ];
+        for (host, here) in families {
+            let mut lanes = vec![lane_of(here, 7)];
+            for number in 1_000..1_000 + u16::from(HOST_SOCKETS) {
+                let lane = lane_of(host(number), 7);
+                assert!(!lanes.contains(&lane), "{lane:?}");
+                assert_eq!(lane, lane_of(host(number), 8), "on any port");
+                lanes.push(lane);
+            }
+        }
+    }
+
+    #[test]
+    fn a_socket_is_opened_once_and_for_families_of_this_host_alone() {
+        let mut egress = Egress::open(4_096).unwrap();
+        let ways = &mut egress.ways;
+        let own = (Domain::IPV4, None);
+        // Where the host lacks a family it is not asked for more of it.
+        let nowhere = (Domain::UNIX, Some(1));
+        assert!(matches!(ways.udp_way(nowhere, 4_096), Way::Nowhere));
+        let before = ways.udp.len();
+        for _ in 0..2 {
+            let way = ways.udp_way((Domain::IPV4, Some(1)), 4_096);
+            assert!(matches!(way, Way::Udp(place) if place == before));
+        }
+        assert_eq!(ways.udp.len(), before + 1, "opened once");
+        assert!(matches!(ways.udp_way(own, 4_096), Way::Udp(0)));
     }
 }

@@ -14,7 +14,7 @@ fn packets_sent() -> u64 {
     let table = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
     let line = table
         .lines()
-        .find_map(|line| line.trim().strip_prefix("cable:"));
+        .find_map(|line| line.trim().strip_prefix("cable0:"));
     let packets = line.unwrap().split_whitespace().nth(9).unwrap();
     packets.parse().unwrap()
 }

@@ -55,22 +55,29 @@ impl Process {
         let id = self.0.id().to_string();
         let status = Command::new("kill").args(["-s", name, &id]).status();
         assert!(status.unwrap().success());
-        if name == "STOP" {
-            wait_until("all threads to stand still", || {
-                self.is_stopped().then_some(())
-            });
+        match name {
+            "STOP" => wait_until("all threads to stand still", || {
+                self.are_all('T').then_some(())
+            }),
+            "KILL" => wait_until("all threads to end", || self.are_all('Z').then_some(())),
+            _ => {}
         }
     }
 
-    /// One thread takes the signal, and the others run on until it has a processor to do so.
-    fn is_stopped(&self) -> bool {
+    /// Whether all threads are in this state. One of them takes the signal, and the others run on
+    /// until it has a processor to do so.
+    fn are_all(&self, state: char) -> bool {
         let Ok(threads) = std::fs::read_dir(format!("/proc/{}/task", self.0.id())) else {
             return true; // Not told on this system.
         };
         threads.map_while(Result::ok).all(|thread| {
             let stat = std::fs::read_to_string(thread.path().join("stat"));
             // The state stands behind the name, which is in parentheses.
-            stat.is_ok_and(|stat| stat.rsplit(") ").next().is_some_and(|s| s.starts_with('T')))
+            stat.is_ok_and(|stat| {
+                stat.rsplit(") ")
+                    .next()
+                    .is_some_and(|s| s.starts_with(state))
+            })
         })
     }
 
@@ -449,7 +456,7 @@ impl Subscribing {
         self.stdout.try_recv().ok()
     }
 
-    /// Sends it a signal.
+    /// Sends it a signal, and after STOP or KILL waits till it stands still or has ended.
     pub fn signal(&self, name: &str) {
         self.process.signal(name);
     }

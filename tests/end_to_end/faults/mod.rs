@@ -2,4 +2,9 @@
 //!
 //! What it measured goes to the table of SECURITY.md.
 
+mod links;
+mod neighbours;
+mod scene;
 mod subscribers;
+mod takeover;
+mod ways;

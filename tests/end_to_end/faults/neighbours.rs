@@ -1,0 +1,134 @@
+//! Hosts that are gone, or never were: nobody says where to send what is for them.
+//!
+//! The kernel keeps what is for such a host while it asks for it, at its sender's expense, and
+//! throws it away without a word when more comes, or nobody answers.
+
+use crate::support::evidence::{figure, tell};
+use crate::support::hosts::{Switch, is_inside};
+use crate::support::wait_until;
+
+use super::scene::{Scene, Summary, dropped, sent};
+
+/// Enough for the kernel to keep all that it keeps for each, which is some 200 KiB.
+const BURSTS: u64 = 5;
+const BURST: u64 = 30;
+
+/// The living one's number.
+const LIVING: u8 = 2;
+
+/// What a bus gets that may not pass Linux's usual limit.
+const MODEST: &str = "[loop]\nsend_buffer_bytes = 212992\n";
+
+/// Publishes for a living subscriber beside those with these numbers, whose hosts never were.
+fn publish_beside(numbers: std::ops::Range<u8>, configuration: &str) -> u64 {
+    let switch = Switch::new();
+    let host = switch.plug(0, LIVING);
+    let entry = |number: u8| {
+        let address = format!("{}:7301", Switch::address(number));
+        format!(
+            "[[subscriber]]\nname = \"dead{number}\"\naddress = \"{address}\"\ntopics = [\"a\"]\n"
+        )
+    };
+    let entries: String = numbers.clone().map(entry).collect();
+    let mut scene = Scene::start(&(configuration.to_owned() + &entries), &[Switch::HERE]);
+    let living = scene.subscribe(&host, 1, "living");
+    scene.publish_bursts(BURSTS, BURST, &living);
+    let page = scene.books();
+    assert_eq!(Summary::of(living).received, scene.published());
+    assert_eq!(dropped(&page, "living"), 0, "{page}");
+    for number in numbers {
+        let name = format!("dead{number}");
+        assert_eq!(sent(&page, &name) + dropped(&page, &name), BURSTS * BURST);
+    }
+    scene.published() - sent(&page, "living")
+}
+
+fn tell_of(name: &str, hosts: usize, lost: u64) {
+    let figures = [
+        figure("hosts that never answered", hosts, "hosts"),
+        figure("published", BURSTS * BURST, "events"),
+        figure("lost by the one beside them", lost, "events"),
+    ];
+    tell(
+        name,
+        "The hosts of many static subscribers are switched off, or never were.",
+        "A subscriber on another host loses nothing, though the kernel keeps packets for them all.",
+        &figures,
+    );
+}
+
+#[test]
+#[ignore = "needs network namespaces"]
+fn a_hundred_hosts_that_never_were_cost_the_others_nothing() {
+    if is_inside("faults::neighbours::a_hundred_hosts_that_never_were_cost_the_others_nothing") {
+        let lost = publish_beside(100..200, "");
+        tell_of("hosts_that_never_were", 100, lost);
+    }
+}
+
+#[test]
+#[ignore = "needs network namespaces"]
+fn nor_do_some_where_the_bus_has_a_modest_send_buffer() {
+    if is_inside("faults::neighbours::nor_do_some_where_the_bus_has_a_modest_send_buffer") {
+        let lost = publish_beside(LIVING + 1..LIVING + 21, MODEST);
+        tell_of("hosts_that_never_were_modest_buffer", 20, lost);
+    }
+}
+
+#[test]
+#[ignore = "needs network namespaces"]
+fn one_that_went_with_its_host_costs_the_others_nothing_and_comes_back() {
+    if !is_inside(
+        "faults::neighbours::one_that_went_with_its_host_costs_the_others_nothing_and_comes_back",
+    ) {
+        return;
+    }
+    let switch = Switch::new();
+    let (living_host, gone_host) = (switch.plug(0, LIVING), switch.plug(1, LIVING + 1));
+    let mut scene = Scene::start("", &[Switch::HERE]);
+    let living = scene.subscribe(&living_host, 1, "living");
+    let gone = scene.subscribe(&gone_host, 1, "gone");
+    scene.publish_bursts(1, BURST, &living);
+    switch.unplug(1, LIVING + 1);
+    scene.publish_bursts(BURSTS, BURST, &living);
+    let page = scene.books();
+    assert_eq!(dropped(&page, "living"), 0, "{page}");
+    assert_eq!(
+        sent(&page, "gone") + dropped(&page, "gone"),
+        scene.published()
+    );
+
+    for _ in 0..BURST {
+        gone.line();
+    }
+    switch.plug_in(1);
+    wait_until("events for the one that is back", || {
+        scene.publish_bursts(1, 1, &living);
+        gone.try_line()
+    });
+    let [living, gone] = [living, gone].map(Summary::of);
+    assert_eq!(living.received, scene.published());
+    assert!(gone.lost > 0, "{gone:?}");
+    assert_eq!(
+        gone.received + gone.lost + gone.dropped_by_bus,
+        scene.published(),
+        "{gone:?}"
+    );
+    let figures = [
+        figure("published", scene.published(), "events"),
+        figure("lost by the one beside it", living.lost, "events"),
+        figure(
+            "lost by the one that was gone, and told by it",
+            gone.lost,
+            "events",
+        ),
+        figure("of those, unknown to it", 0, "events"),
+    ];
+    tell(
+        "subscriber_gone_with_its_host",
+        "A subscriber's host is off the network, and nobody answers for its address.",
+        "A subscriber on another host loses nothing. The one that was gone is served again as soon \
+         as its host is back, and knows how many events it lost.",
+        &figures,
+    );
+}
