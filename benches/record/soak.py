@@ -61,7 +61,9 @@ TOPICS_PER_TICK = 100
 TICK_SECONDS = 0.1
 SCRAPE_EVERY_SECONDS = 1.0
 SAY_EVERY_SECONDS = 15.0
-# Of the whole time: till then tables, caches and the allocator's arenas fill.
+# Till then tables, caches and the allocator's arenas fill, those of the two configurations too: so long
+# at the least, or this share of the whole time. A shorter run does not judge memory.
+WARM_UP_SECONDS = 150.0
 WARM_UP_SHARE = 0.25
 # From the first to the last quarter after the warm-up. The kernel counts what is resident by batches of
 # pages for each thread, and arenas of small objects come and go with what lives at the time: half
@@ -121,7 +123,11 @@ class Member:
 
     def __init__(self, command: processes.Command, end: float, how: signal.Signals) -> None:
         self.process = subprocess.Popen(
-            [str(word) for word in command], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            [str(word) for word in command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         self.end, self.how = end, how
 
@@ -359,13 +365,16 @@ def at_rest(bus: Bus, books: Books, before: Look) -> str:
     return scrape(bus, books)
 
 
-def growth_kib(looks: Sequence[Look], seconds: float) -> tuple[float, float]:
-    """From the first to the last quarter of the time after the warm-up, in the median, and the slope of all
-    that time for an hour."""
-    warm = [one for one in looks if one.seconds >= WARM_UP_SHARE * seconds]
-    quarter = max(1, len(warm) // 4)
-    first, last = (statistics.median(one.resident_kib for one in part) for part in (warm[:quarter], warm[-quarter:]))
-    return last - first, 3_600 * slope([(one.seconds, float(one.resident_kib)) for one in warm])
+def warm(looks: Sequence[Look], seconds: float) -> list[Look]:
+    """Those after the warm-up."""
+    return [one for one in looks if one.seconds >= max(WARM_UP_SECONDS, WARM_UP_SHARE * seconds)]
+
+
+def growth_kib(looks: Sequence[Look]) -> float:
+    """From the first to the last quarter, in the median."""
+    quarter = max(1, len(looks) // 4)
+    first, last = (statistics.median(one.resident_kib for one in part) for part in (looks[:quarter], looks[-quarter:]))
+    return last - first
 
 
 def slope(points: Sequence[tuple[float, float]]) -> float:
@@ -389,9 +398,9 @@ def untold(result: Result) -> int:
 def verdicts(result: Result, seconds: float) -> Iterator[str]:
     """All that is not as it is to be."""
     yield from result.books.faults
-    growth, _ = growth_kib(result.looks, seconds)
-    if growth > GROWTH_KIB_MAX:
-        yield f"resident memory grew by {growth:.0f} KiB"
+    looks = warm(result.looks, seconds)
+    if looks and growth_kib(looks) > GROWTH_KIB_MAX:
+        yield f"resident memory grew by {growth_kib(looks):.0f} KiB"
     for name in ("descriptors", "threads"):
         before, after = getattr(result.before, name), getattr(result.after, name)
         if before != after:
@@ -410,9 +419,7 @@ def verdicts(result: Result, seconds: float) -> Iterator[str]:
 
 
 def told(result: Result, takes: float, seconds: float) -> list[evidence.Figure]:
-    growth, an_hour = growth_kib(result.looks, seconds)
     page, books = result.page, result.books
-    warm = [one for one in result.looks if one.seconds >= WARM_UP_SHARE * seconds]
     keepers = sum(own for name, own in books.received.items() if name.startswith("keeper"))
     return [
         ("for", round(seconds), "s"),
@@ -424,10 +431,7 @@ def told(result: Result, takes: float, seconds: float) -> list[evidence.Figure]:
         ("publishers", books.publishers, "processes"),
         ("reloads", total(page, "reloads_total"), "reloads"),
         ("scrapes in which both laws held", books.scrapes, "scrapes"),
-        ("resident after the warm-up", warm[0].resident_kib, "KiB"),
-        ("resident at the end", warm[-1].resident_kib, "KiB"),
-        ("growth, first to last quarter", round(growth), "KiB"),
-        ("slope", round(an_hour), "KiB/h"),
+        *memory(warm(result.looks, seconds)),
         ("descriptors at rest before", result.before.descriptors, "descriptors"),
         ("and after", result.after.descriptors, "descriptors"),
         ("most meanwhile", max(one.descriptors for one in result.looks), "descriptors"),
@@ -436,6 +440,18 @@ def told(result: Result, takes: float, seconds: float) -> list[evidence.Figure]:
         ("copies in the books of subscribers that stayed", keepers, "copies"),
         ("lost before the bus, and counted", total(page, "ingress_lost_events_total"), "events"),
         ("published and in no count", untold(result), "events"),
+    ]
+
+
+def memory(looks: Sequence[Look]) -> list[evidence.Figure]:
+    if not looks:
+        return [("memory", "not judged, the run was too short", "")]
+    an_hour = 3_600 * slope([(one.seconds, float(one.resident_kib)) for one in looks])
+    return [
+        ("resident after the warm-up", looks[0].resident_kib, "KiB"),
+        ("resident at the end", looks[-1].resident_kib, "KiB"),
+        ("growth, first to last quarter", round(growth_kib(looks)), "KiB"),
+        ("slope", round(an_hour), "KiB/h"),
     ]
 
 
