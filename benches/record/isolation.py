@@ -155,7 +155,9 @@ def measure(program: Path, kind: str, count: int, seconds: float) -> Sample:
     with KINDS[kind](count) as addresses, processes.bus(program, config(addresses)) as bus:
         against = ["--against", f"127.0.0.1:{bus.port}", "--admin", bus.admin]
         load = ["--rate", EVENTS_PER_SECOND, "--duration", seconds]
-        report = processes.printed([program, "bench", "--json", *against, *load], seconds + 3 * processes.PATIENCE_SECONDS)
+        report = processes.printed(
+            [program, "bench", "--json", *against, *load], seconds + 3 * processes.PATIENCE_SECONDS
+        )
         if overload.total(processes.page(bus), "copies_total") != (1 + count) * report["published"]["events"]:
             raise Failed("the company did not get its copies")
     return sample_of(report)
@@ -186,7 +188,9 @@ def record(program: Path, rounds: int, seconds: float, companies: Sequence[int],
 def chance(differences: Sequence[float]) -> float:
     """How likely a mean at least this large is if each difference might as well have the other sign."""
     seen = sum(differences)
-    sums = [sum(map(float.__mul__, differences, signs)) for signs in itertools.product((1.0, -1.0), repeat=len(differences))]
+    sums = [
+        sum(map(float.__mul__, differences, signs)) for signs in itertools.product((1.0, -1.0), repeat=len(differences))
+    ]
     # What is equal but for rounding is equal.
     return sum(total >= seen - 1e-6 * abs(seen) for total in sums) / len(sums)
 
@@ -232,7 +236,8 @@ def page(samples: Samples) -> Iterator[str]:
         lost, published = (sum(int(sample[name]) for sample in of_case) for name in ("lost", "published"))
         later, likely = against_living(samples, kind, count) if count else (0.0, 1.0)
         compared = "" if kind == LIVING else f"{later:>28.1f}  {likely:.3f}"
-        yield f"{count:>5} {kind:<12}  {lost:>4} of {published:>6}  {p99(samples, kind, count):>26}  {compared}".rstrip()
+        seen = f"{lost:>4} of {published:>6}  {p99(samples, kind, count):>26}"
+        yield f"{count:>5} {kind:<12}  {seen}  {compared}".rstrip()
 
 
 def enter_namespace() -> None:

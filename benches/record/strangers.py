@@ -12,10 +12,12 @@ import socket
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Union
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 ANSWER_SECONDS = 1.0
 DATAGRAM_BYTES_MAX = 65_507
+EVENTS_BETWEEN_MAX = 1_000
 # A first Subscribe is at least as long as its answer.
 PADDING = bytes(64)
 
@@ -76,40 +78,49 @@ def cookie(frame: bytes) -> bytes | None:
     return None
 
 
+# Where a datagram goes: a host and a port, or a path.
+Place = Union[tuple[str, int], str]
+
+
 class Lessee:
     """One address with a lease. It is dead, for all that the bus knows, once the block ends."""
 
-    def __init__(self, one: socket.socket, bus: object, name: str) -> None:
+    def __init__(self, one: socket.socket, bus: Place, name: str) -> None:
         self.socket, self.bus, self.name = one, bus, name
         self.nonce = random.getrandbits(64)
         self.cookie = b""
 
     def ask(self, pattern: str) -> bool:
         """For a lease, or for more of it; with another pattern, too. Whether it was granted."""
-        for _ in range(2):
-            wants = of_bytes(1, pattern.encode()) + of_bytes(3, self.name.encode())
-            proof = of_bytes(5, self.cookie) if self.cookie else b""
-            message = of_bytes(SUBSCRIBE, wants + proof + of_fixed64(10, self.nonce))
-            self.socket.sendto(message + of_bytes(PADDING_FIELD, PADDING), self.bus)
-            kind = self.answer()
-            if kind == LEASE:
-                return True
-        return False
+        return any(self.exchange(pattern) == LEASE for _ in range(2))
 
-    def answer(self) -> int | None:
-        """Which of Challenge and Lease came first; events that come between are thrown away."""
-        with contextlib.suppress(TimeoutError, socket.timeout):
-            for _ in range(1_000):
-                frame = self.socket.recv(DATAGRAM_BYTES_MAX)
-                proof = cookie(frame)
+    def exchange(self, pattern: str) -> int | None:
+        """One request. Which of Challenge and Lease was the answer, if one came in time; events that
+        come between are thrown away."""
+        wants = of_bytes(1, pattern.encode()) + of_bytes(3, self.name.encode())
+        proof = of_bytes(5, self.cookie) if self.cookie else b""
+        message = of_bytes(SUBSCRIBE, wants + proof + of_fixed64(10, self.nonce))
+        if not self.send(message + of_bytes(PADDING_FIELD, PADDING)):
+            return None
+        # Python 3.9 has a name of its own for a timeout of sockets.
+        with contextlib.suppress(socket.timeout):
+            for _ in range(EVENTS_BETWEEN_MAX):
+                answer = self.socket.recv(DATAGRAM_BYTES_MAX)
+                proof = cookie(answer) or b""
                 if proof:
                     self.cookie = proof
-                    return LEASE if LEASE in dict(fields(frame)) else CHALLENGE
+                    return LEASE if LEASE in dict(fields(answer)) else CHALLENGE
         return None
 
     def give_back(self) -> None:
-        message = of_bytes(1, self.cookie) + of_fixed64(2, self.nonce)
-        self.socket.sendto(of_bytes(UNSUBSCRIBE, message), self.bus)
+        self.send(of_bytes(UNSUBSCRIBE, of_bytes(1, self.cookie) + of_fixed64(2, self.nonce)))
+
+    def send(self, datagram: bytes) -> bool:
+        """Whether it went: a Unix socket waits where the bus's queue is full."""
+        with contextlib.suppress(socket.timeout):
+            self.socket.sendto(datagram, self.bus)
+            return True
+        return False
 
 
 @contextlib.contextmanager
@@ -133,6 +144,12 @@ def unix_lessee(path: Path, name: str) -> Iterator[Lessee]:
             own.unlink()
 
 
+def frame(sender: int, sequence: int, topics: list[str]) -> bytes:
+    stamp = of_bytes(STAMP, of_fixed64(1, sender) + of_varint(2, sequence))
+    events = (of_bytes(EVENTS, of_bytes(1, topic.encode()) + of_bytes(2, b"x")) for topic in topics)
+    return b"".join([stamp, *events])
+
+
 class Publisher:
     """Publishes frames of events, each of another topic, and counts them in its stamps."""
 
@@ -143,10 +160,13 @@ class Publisher:
         self.sent = 0
 
     def publish(self, topics: list[str]) -> None:
-        stamp = of_bytes(STAMP, of_fixed64(1, self.sender) + of_varint(2, self.sent))
-        events = (of_bytes(EVENTS, of_bytes(1, topic.encode()) + of_bytes(2, b"x")) for topic in topics)
-        self.socket.send(b"".join([stamp, *events]))
+        self.socket.send(frame(self.sender, self.sent, topics))
         self.sent += len(topics)
+
+    def introduce(self, topics: list[str]) -> None:
+        """Others, each of which publishes a single event."""
+        for topic in topics:
+            self.socket.send(frame(random.getrandbits(64) | 1, 0, [topic]))
 
     def close(self) -> None:
         self.socket.close()

@@ -164,7 +164,9 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--quick", action="store_true", help="in short, with an unoptimised program; writes nothing")
-    parser.add_argument("--check", action="store_true", help="whether the table has what the tree's tests tell; runs nothing")
+    parser.add_argument(
+        "--check", action="store_true", help="whether the table has what the tree's tests tell; runs nothing"
+    )
     arguments = parser.parse_args()
     for name in arguments.names:
         if name not in RUNS:
