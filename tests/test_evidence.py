@@ -77,7 +77,7 @@ class Page(unittest.TestCase):
 class Names(unittest.TestCase):
     RUST = 'use evidence::tell;\n tell_of(\n  "in_rust",\n  x);\n tell(name, fault);'
     PYTHON = 'import evidence\nevidence.tell(f"by_{kind}", fault)'
-    SHELL = '"$HAILMARY_EVIDENCE/under_$kind.json"'
+    SHELL = 'HAILMARY_EVIDENCE "$directory/under_$kind.json"'
 
     def test_what_no_row_has_and_what_no_test_tells_is_stale(self) -> None:
         with tree(rs=self.RUST, py=self.PYTHON, sh=self.SHELL) as root:

@@ -56,7 +56,8 @@ SIMULATOR: Command = ["cargo", "test", "--release", "--test", "sim"]
 RUNS = {
     "faults": Run("the catalogue of faults", [[*END_TO_END, "faults", "--", "--include-ignored"]]),
     "sim": Run("the simulator", [SIMULATOR]),
-    "fuzz": Run("fuzzing, an hour in all", [["fuzz/run", "--seconds", "3600"]]),
+    "fuzz": Run("fuzzing, an hour in all", [["fuzz/run", "--seconds", "400"]]),
+    "counts": Run("dependencies, and unsafe code", [["python3", ".ci/counts.py"]]),
     "sanitizers": Run("the tests under sanitizers", [["tests/sanitize", "address"], ["tests/sanitize", "thread"]]),
     "isolation": Run(
         "what the living notice of the dead",

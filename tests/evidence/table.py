@@ -15,18 +15,19 @@ from typing import Any
 BEGIN = "<!-- Written by `python3 tests/evidence`: -->"
 END = "<!-- End of what is written. -->"
 
-# Where something is told by a name: the first word of `tell` and of a test's own functions around
-# it, such as `tell_of`, in files that speak of evidence; or the name of the file that a script writes.
+# Where something is told by a name, in files that speak of evidence: the first word of `tell` and of
+# a test's own functions around it, such as `tell_of`; or a file that a script writes.
 TOLD = (
     re.compile(r'\btell(?:_\w+)?\(\s*f?"([a-z0-9_{}]+)"'),
-    re.compile(r"\bHAILMARY_EVIDENCE\}?/([a-z0-9_${}]+)\.json"),
+    re.compile(r"""["/]([a-z0-9_${}]+)\.json\b"""),
 )
+SPEAKS_OF_EVIDENCE = re.compile(r"HAILMARY_EVIDENCE|\bevidence\b")
 # What stands for a word that is filled in: `{kind}` or `$kind`.
 FILLED_IN = re.compile(r"\$?\{\w+\}|\$\w+")
-SOURCES = ("tests", "fuzz", "benches", "clients")
+SOURCES = (".ci", "tests", "fuzz", "benches", "clients")
 SUFFIXES = (".rs", ".py", "")
-# What is built is not of the tree, and what is here tells nothing.
-LEFT_OUT = {"target", "corpus", "artifacts", "__pycache__", "evidence", "test_evidence.py"}
+# What is built is not of the tree; and what only handles what others tell tells nothing itself.
+LEFT_OUT = {"target", "__pycache__", "evidence", "evidence.py", "evidence.rs", "test_evidence.py", "test_record.py"}
 
 Row = dict[str, Any]
 Rows = dict[str, Row]
@@ -89,7 +90,7 @@ def told_in(root: Path) -> Iterator[tuple[re.Pattern[str], str]]:
     """Patterns of the names that the tree's tests tell, and in which file."""
     for file in sources(root):
         text = file.read_text(errors="replace")
-        if "evidence" not in text.lower():
+        if not SPEAKS_OF_EVIDENCE.search(text):
             continue
         for name in (found for pattern in TOLD for found in pattern.findall(text)):
             parts = (re.escape(part) for part in FILLED_IN.split(name))
