@@ -224,7 +224,7 @@ def p99(samples: Samples, kind: str, count: int) -> str:
 def verdict(samples: Samples, kind: str, counts: Sequence[int]) -> str:
     rounds = len(samples[kind, counts[0]])
     if 0.5**rounds > CHANCE_MAX:
-        return f"none: {rounds} rounds are too few to tell a difference from chance"
+        return "none: too few rounds to tell a difference from chance"
     later = [(count, *against_living(samples, kind, count)) for count in counts]
     found = [f"{median:+.0f} µs beside {count}" for count, median, likely in later if likely < CHANCE_MAX]
     return f"later: {', '.join(found)}" if found else "no difference that can be measured"
