@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import os
 import re
 import subprocess
 import sys
@@ -10,16 +12,21 @@ import tempfile
 import unittest
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "record"))
 
+import evidence
 import figures
+import isolation
 import loads
 import machine
 import overload
 import page
 import processes
 import scrapes
+import soak
+import strangers
 import svg
 import workloads
 
@@ -108,10 +115,105 @@ class Parsing(unittest.TestCase):
         self.assertIn(f"pub const BATCH: usize = {workloads.BATCH};", source)
 
     def test_what_the_record_writes_is_no_change_of_the_sources(self) -> None:
-        for path in ("benches/RESULTS.md", "benches/results.json", "benches/throughput.svg"):
+        record = ["benches/RESULTS.md", "benches/results.json", "benches/throughput.svg"]
+        for path in [*record, "SECURITY.md", "tests/evidence/results.json"]:
             self.assertTrue(machine.OUTPUT.match(path), path)
-        for path in ("benches/load/mod.rs", "benches/record/svg.py", "src/results.json"):
+        for path in ("benches/load/mod.rs", "benches/record/svg.py", "src/results.json", "tests/evidence/table.py"):
             self.assertFalse(machine.OUTPUT.match(path), path)
+
+
+class Isolation(unittest.TestCase):
+    def samples(self, dead_us: list[float], living_us: list[float]) -> isolation.Samples:
+        def of(all_us: list[float]) -> list[isolation.Sample]:
+            return [{"published": 10, "lost": 0, "p99_us": us} for us in all_us]
+
+        return {("living", 0): of(living_us), ("living", 10): of(living_us), ("dead", 10): of(dead_us)}
+
+    def test_a_difference_in_all_rounds_is_no_chance_and_one_to_and_fro_is(self) -> None:
+        self.assertEqual(isolation.chance([1.0] * 10), 2**-10)
+        self.assertEqual(isolation.chance([-1.0] * 10), 1.0)
+        self.assertGreater(isolation.chance([5.0, -5.0] * 5), 0.5)
+
+    def test_only_a_difference_that_is_no_chance_is_called_one(self) -> None:
+        living = [100.0 + number for number in range(10)]
+        later = self.samples([us + 50 for us in living], living)
+        self.assertEqual(isolation.verdict(later, "dead", [10]), "later: +50 µs beside 10")
+        alike = self.samples(living[::-1], living)
+        self.assertEqual(isolation.verdict(alike, "dead", [10]), "no difference that can be measured")
+        few = self.samples(living[:3], living[:3])
+        self.assertIn("too few", isolation.verdict(few, "dead", [10]))
+
+    def test_each_company_is_as_large_as_it_says_and_has_no_address_twice(self) -> None:
+        for kind, company in isolation.KINDS.items():
+            with company(7) as addresses:
+                self.assertEqual(len(set(addresses)), 7, kind)
+
+
+class Soak(unittest.TestCase):
+    PAGE = (
+        'hailmary_ingress_events_total 9\nhailmary_ingress_dropped_events_total{reason="rate_limit"} 2\n'
+        "hailmary_unmatched_events_total 3\nhailmary_matched_events_total 4\nhailmary_copies_total 8\n"
+        'hailmary_egress_events_total{subscriber="a"} 5\n'
+        'hailmary_egress_dropped_events_total{subscriber="a",reason="refused"} 3\n'
+    )
+
+    def test_each_law_is_looked_at(self) -> None:
+        self.assertIsNone(soak.broken_law(self.PAGE))
+        for broken, name in (("unmatched_events_total 3", "ingress"), ('refused"} 3', "copies")):
+            self.assertIn(name, soak.broken_law(self.PAGE.replace(broken, broken[:-1] + "4")) or "")
+
+    def result(self, resident_kib: list[int]) -> soak.Result:
+        looks = [soak.Look(10.0 * number, kib, 20, 3) for number, kib in enumerate(resident_kib)]
+        books = soak.Books(published=9, received={"keeper-0": 0, "goer-1": 0})
+        return soak.Result(looks[0], looks, looks[0], self.PAGE, books)
+
+    def test_what_is_as_it_is_to_be_has_no_verdict(self) -> None:
+        self.assertEqual(list(soak.verdicts(self.result([8_000] * 60), 600.0)), [])
+
+    def test_each_fault_has_its_verdict(self) -> None:
+        growing = self.result([8_000 + 100 * number for number in range(60)])
+        self.assertIn("memory grew", "".join(soak.verdicts(growing, 600.0)))
+        for change, words in (
+            ({"after": soak.Look(0, 0, 21, 3)}, "21 descriptors at rest, and 20 before"),
+            ({"after": soak.Look(0, 0, 20, 4)}, "4 threads"),
+            ({"books": soak.Books(published=10)}, "1 events are missing"),
+            ({"books": soak.Books(published=9, received={"keeper-0": 1})}, "keeper-0 accounts for 1"),
+            ({"books": soak.Books(published=9, faults=["scrape 7"])}, "scrape 7"),
+        ):
+            result = self.result([8_000] * 60)
+            for name, value in change.items():
+                setattr(result, name, value)
+            self.assertIn(words, "".join(soak.verdicts(result, 600.0)))
+
+    def test_a_line_has_its_slope(self) -> None:
+        self.assertAlmostEqual(soak.slope([(0, 5.0), (1, 7.0), (2, 9.0)]), 2.0)
+        self.assertEqual(soak.slope([(3, 5.0)]), 0.0)
+
+
+class Strangers(unittest.TestCase):
+    def test_a_frame_is_a_stamp_and_events(self) -> None:
+        # A stamp of sender 1 and sequence 300, and one event of topic "a" with payload "x".
+        self.assertEqual(strangers.frame(1, 300, ["a"]).hex(), "120c09010000000000000010ac020a060a0161120178")
+
+    def test_cookies_of_answers_are_found_and_events_have_none(self) -> None:
+        challenge = strangers.of_bytes(
+            strangers.CHALLENGE, strangers.of_bytes(1, b"cookie") + strangers.of_fixed64(2, 7)
+        )
+        self.assertEqual(strangers.cookie(challenge), b"cookie")
+        lease = strangers.of_fixed64(1, 9) + strangers.of_varint(2, 2_000) + strangers.of_bytes(3, b"other")
+        self.assertEqual(strangers.cookie(strangers.of_bytes(strangers.LEASE, lease)), b"other")
+        self.assertIsNone(strangers.cookie(strangers.frame(1, 0, ["a"])))
+
+
+class Evidence(unittest.TestCase):
+    def test_it_is_told_where_somebody_asks_for_it(self) -> None:
+        figures_told: list[evidence.Figure] = [("lost", 0, "events")]
+        with tempfile.TemporaryDirectory() as directory:
+            with mock.patch.dict(os.environ, {evidence.DIRECTORY: directory}):
+                evidence.tell("a_name", "It breaks.", "It holds.", figures_told)
+            told = json.loads(Path(directory, "a_name.json").read_text())
+        figures_there = [{"what": "lost", "value": 0, "unit": "events"}]
+        self.assertEqual(told, {"fault": "It breaks.", "promise": "It holds.", "figures": figures_there})
 
 
 class Processes(unittest.TestCase):

@@ -9,8 +9,8 @@ import subprocess
 from datetime import datetime, timezone
 from pathlib import Path
 
-# What the record writes itself does not make the sources others than their commit.
-OUTPUT = re.compile(r"^benches/(RESULTS\.md|results\.json|[a-z]+\.svg)$")
+# What the record and tests/evidence write themselves does not make the sources others than their commit.
+OUTPUT = re.compile(r"^(benches/(RESULTS\.md|results\.json|[a-z]+\.svg)|SECURITY\.md|tests/evidence/results\.json)$")
 
 
 def machine() -> dict[str, object]:

@@ -95,13 +95,16 @@ class Bus:
     pid: int
     port: int
     admin: str = ""
+    config: Path = Path()
+    """Its configuration's file, read anew by a reload."""
 
 
 @contextlib.contextmanager
-def bus(program: Path, config: str, wrapper: Command = ()) -> Iterator[Bus]:
-    """A bus of this configuration, or of the default one where that is empty, on ports of its own.
-    A wrapper may be put before it that becomes the bus."""
+def bus(program: Path, config: str, wrapper: Command = (), unix: Path | None = None) -> Iterator[Bus]:
+    """A bus of this configuration, or of the default one where that is empty, on ports of its own,
+    and on a Unix socket where a path is given. A wrapper may be put before it that becomes the bus."""
     listen = ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--log-format", "json"]
+    listen += ["--listen", f"unix://{unix}"] if unix else []
     with tempfile.TemporaryDirectory(prefix="hailmary-record-") as directory:
         file, log = Path(directory, "bus.toml"), Path(directory, "bus.log")
         file.write_text(config)
@@ -109,7 +112,7 @@ def bus(program: Path, config: str, wrapper: Command = ()) -> Iterator[Bus]:
             command = [*wrapper, program, "serve", *(["--config", file] if config else []), *listen]
             with running(command, stderr=stderr) as process:
                 port, admin = wait_for("the bus to listen", lambda: places(process, log.read_text()))
-                yield Bus(process.pid, port, admin)
+                yield Bus(process.pid, port, admin, file)
 
 
 def places(process: subprocess.Popen[str], log: str) -> tuple[int, str] | None:

@@ -481,11 +481,7 @@ impl EventLoop {
         self.settle(shared);
         let directory = &*shared.directory();
         self.parts.forwarder.begin_turn(directory);
-        if let Err((address, error)) = self.parts.egress.follow(directory, arrived) {
-            self.logs.warn(Recurring::Reach, || {
-                warn!(%address, %error, "cannot reach a subscriber");
-            });
-        }
+        self.follow(directory);
         let found = match shared.own_publishers(self.parts.worker) {
             [publishers] => self.receive(directory, &mut lock(publishers)),
             _ => Found::default(),
@@ -520,6 +516,15 @@ impl EventLoop {
         for mut publishers in heard.iter().map(lock) {
             self.ledger.count_flow(publishers.handle_timeout(self.now));
             self.settle_at = earliest(self.settle_at, publishers.poll_timeout());
+        }
+    }
+
+    /// Opens the ways to subscribers that came, and closes those to subscribers that went.
+    fn follow(&mut self, directory: &Directory) {
+        if let Err((address, error)) = self.parts.egress.follow(directory, self.now) {
+            self.logs.warn(Recurring::Reach, || {
+                warn!(%address, %error, "cannot reach a subscriber");
+            });
         }
     }
 
@@ -674,6 +679,8 @@ impl EventLoop {
                 );
             }
         }
+        // The next turn may be long in coming, and sockets of those who are gone are not kept for it.
+        self.follow(&shared.directory());
     }
 
     /// Waits for a fuller batch under load.

@@ -1,13 +1,15 @@
 //! How a bus begins, idles and ends.
 
+use std::collections::HashSet;
 use std::fs;
 use std::os::unix::fs::FileTypeExt;
+use std::path::PathBuf;
 
 use hailmary_proto::v1::frame::Control;
 use hailmary_proto::v1::{Lease, Subscribe};
 
 use super::publish;
-use super::support::{ByHand, Serving, hailmary, subscribe, value};
+use super::support::{ByHand, Serving, Subscribing, hailmary, subscribe, value};
 
 /// Runs a bus that cannot start and gives its last word.
 fn fails(arguments: &[&str]) -> String {
@@ -117,4 +119,35 @@ fn an_idle_bus_sleeps_till_a_lease_ends() {
         "{sleeps} times in a second"
     );
     assert_eq!(value(&page, "leases"), 0);
+}
+
+/// How many Unix sockets a process has.
+fn unix_sockets(process: u32) -> usize {
+    let table = fs::read_to_string("/proc/net/unix").unwrap();
+    let inodes = table.lines().filter_map(|row| row.split_whitespace().nth(6));
+    let links: HashSet<_> = inodes
+        .map(|inode| PathBuf::from(format!("socket:[{inode}]")))
+        .collect();
+    let descriptors = fs::read_dir(format!("/proc/{process}/fd")).unwrap();
+    // Whatever is no link any more was closed meanwhile.
+    let open = descriptors.filter_map(|entry| fs::read_link(entry.unwrap().path()).ok());
+    open.filter(|open| links.contains(open)).count()
+}
+
+#[test]
+fn an_idle_bus_keeps_no_socket_for_a_lease_that_ended() {
+    let directory = tempfile::tempdir().unwrap();
+    let address = format!("unix://{}", directory.path().join("bus.sock").display());
+    let file = directory.path().join("bus.toml");
+    fs::write(&file, "[limits]\nlease_ms = 1000\n").unwrap();
+    let bus = Serving::start(&["--config", file.to_str().unwrap()], &[&address]);
+    let before = unix_sockets(bus.id());
+    let subscriber = Subscribing::start(&address, &["a"]);
+    publish(&address, &["a", "x"]);
+    bus.wait_for_metric("copies_total", 1);
+    assert_eq!(unix_sockets(bus.id()), before + 1);
+    subscriber.signal("KILL");
+    bus.wait_for_metric("leases_expired_total", 1);
+    // Scrapes are another thread's: nothing wakes the bus.
+    bus.wait_for("/metrics", |_| unix_sockets(bus.id()) == before);
 }
