@@ -90,6 +90,7 @@ class Look(NamedTuple):
 
     seconds: float
     resident_kib: int
+    """Without the program's own text, which comes in as it is first used."""
     descriptors: int
     threads: int
 
@@ -97,7 +98,7 @@ class Look(NamedTuple):
 def look(bus: Bus, start: float) -> Look:
     process = Path(f"/proc/{bus.pid}")
     count = [len(os.listdir(process / name)) for name in ("fd", "task")]
-    return Look(time.monotonic() - start, processes.resident_kib(bus.pid), *count)
+    return Look(time.monotonic() - start, processes.resident_kib(bus.pid, "RssAnon"), *count)
 
 
 def broken_law(page: str) -> str | None:
@@ -467,7 +468,7 @@ def memory(looks: Sequence[Look]) -> list[evidence.Figure]:
         return [("memory", "not judged, the run was too short", "")]
     an_hour = 3_600 * slope([(one.seconds, float(one.resident_kib)) for one in looks])
     return [
-        ("resident after the warm-up", looks[0].resident_kib, "KiB"),
+        ("resident but for the program's text, after the warm-up", looks[0].resident_kib, "KiB"),
         ("resident at the end", looks[-1].resident_kib, "KiB"),
         ("growth, first to last quarter", round(growth_kib(looks)), "KiB"),
         ("slope", round(an_hour), "KiB/h"),
