@@ -16,6 +16,7 @@ from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "record"))
 
+import churn
 import evidence
 import figures
 import isolation
@@ -165,7 +166,7 @@ class Soak(unittest.TestCase):
 
     def result(self, resident_kib: list[int]) -> soak.Result:
         looks = [soak.Look(10.0 * number, kib, 20, 3) for number, kib in enumerate(resident_kib)]
-        books = soak.Books(published=9, received={"keeper-0": 0, "goer-1": 0})
+        books = churn.Books(published=9, received={"keeper-0": 0, "goer-1": 0})
         return soak.Result(looks[0], looks, looks[0], self.PAGE, books)
 
     def test_what_is_as_it_is_to_be_has_no_verdict(self) -> None:
@@ -177,9 +178,9 @@ class Soak(unittest.TestCase):
         for change, words in (
             ({"after": soak.Look(0, 0, 21, 3)}, "21 descriptors at rest, and 20 before"),
             ({"after": soak.Look(0, 0, 20, 4)}, "4 threads"),
-            ({"books": soak.Books(published=10)}, "1 events are missing"),
-            ({"books": soak.Books(published=9, received={"keeper-0": 1})}, "keeper-0 accounts for 1"),
-            ({"books": soak.Books(published=9, faults=["scrape 7"])}, "scrape 7"),
+            ({"books": churn.Books(published=10)}, "1 events are missing"),
+            ({"books": churn.Books(published=9, received={"keeper-0": 1})}, "keeper-0 accounts for 1"),
+            ({"books": churn.Books(published=9, faults=["scrape 7"])}, "scrape 7"),
         ):
             result = self.result([8_000] * 60)
             for name, value in change.items():
