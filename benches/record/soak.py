@@ -273,7 +273,7 @@ def told(result: Result, takes: float, seconds: float) -> list[evidence.Figure]:
         ("threads at rest after", result.after.threads, ""),
         ("copies in the books of subscribers that stayed", keepers, "copies"),
         ("lost before the bus, and counted", total(page, "ingress_lost_events_total"), "events"),
-        ("published and in no count", untold(result), "events"),
+        ("lost behind the last frame of publishers that ended, which no stamp tells", untold(result), "events"),
     ]
 
 
