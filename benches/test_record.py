@@ -16,6 +16,7 @@ from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "record"))
 
+import churn
 import evidence
 import figures
 import isolation
@@ -136,10 +137,11 @@ class Isolation(unittest.TestCase):
 
     def test_only_a_difference_that_is_no_chance_is_called_one(self) -> None:
         living = [100.0 + number for number in range(10)]
-        later = self.samples([us + 50 for us in living], living)
-        self.assertEqual(isolation.verdict(later, "dead", [10]), "later: +50 µs beside 10")
+        higher = self.samples([1.5 * us for us in living], living)
+        told = "higher beside 10 (1.50 times that beside 10 living)"
+        self.assertEqual(isolation.verdict(higher, "dead", [10]), told)
         alike = self.samples(living[::-1], living)
-        self.assertEqual(isolation.verdict(alike, "dead", [10]), "no difference that can be measured")
+        self.assertIn("no difference that can be measured", isolation.verdict(alike, "dead", [10]))
         few = self.samples(living[:3], living[:3])
         self.assertIn("too few", isolation.verdict(few, "dead", [10]))
 
@@ -164,7 +166,7 @@ class Soak(unittest.TestCase):
 
     def result(self, resident_kib: list[int]) -> soak.Result:
         looks = [soak.Look(10.0 * number, kib, 20, 3) for number, kib in enumerate(resident_kib)]
-        books = soak.Books(published=9, received={"keeper-0": 0, "goer-1": 0})
+        books = churn.Books(published=9, received={"keeper-0": 0, "goer-1": 0})
         return soak.Result(looks[0], looks, looks[0], self.PAGE, books)
 
     def test_what_is_as_it_is_to_be_has_no_verdict(self) -> None:
@@ -176,9 +178,9 @@ class Soak(unittest.TestCase):
         for change, words in (
             ({"after": soak.Look(0, 0, 21, 3)}, "21 descriptors at rest, and 20 before"),
             ({"after": soak.Look(0, 0, 20, 4)}, "4 threads"),
-            ({"books": soak.Books(published=10)}, "1 events are missing"),
-            ({"books": soak.Books(published=9, received={"keeper-0": 1})}, "keeper-0 accounts for 1"),
-            ({"books": soak.Books(published=9, faults=["scrape 7"])}, "scrape 7"),
+            ({"books": churn.Books(published=10)}, "1 events are missing"),
+            ({"books": churn.Books(published=9, received={"keeper-0": 1})}, "keeper-0 accounts for 1"),
+            ({"books": churn.Books(published=9, faults=["scrape 7"])}, "scrape 7"),
         ):
             result = self.result([8_000] * 60)
             for name, value in change.items():

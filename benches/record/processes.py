@@ -141,8 +141,9 @@ def cpu_ns(pid: int) -> int:
     return sum(int(stat.read_text().split()[0]) for stat in Path(f"/proc/{pid}/task").glob("*/schedstat"))
 
 
-def resident_kib(pid: int) -> int:
-    match = re.search(r"^VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+def resident_kib(pid: int, kind: str = "VmRSS") -> int:
+    """In all, or of a kind of proc(5): `RssAnon` is what the process made itself."""
+    match = re.search(rf"^{kind}:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
     return int(match.group(1)) if match else 0
 
 

@@ -124,7 +124,9 @@ fn an_idle_bus_sleeps_till_a_lease_ends() {
 /// How many Unix sockets a process has.
 fn unix_sockets(process: u32) -> usize {
     let table = fs::read_to_string("/proc/net/unix").unwrap();
-    let inodes = table.lines().filter_map(|row| row.split_whitespace().nth(6));
+    let inodes = table
+        .lines()
+        .filter_map(|row| row.split_whitespace().nth(6));
     let links: HashSet<_> = inodes
         .map(|inode| PathBuf::from(format!("socket:[{inode}]")))
         .collect();
