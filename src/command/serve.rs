@@ -11,10 +11,11 @@ use anyhow::{Context, bail};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use tracing::{Level, info, warn};
 
-use crate::admin::Admin;
+use crate::admin::{Admin, Bound};
 use crate::bus::{self, Registrar, Settings};
 use crate::canary::{Board, Canary, Stream};
 use crate::config::Plan;
+use crate::confine::{Mode, Needs, confine};
 use crate::ledger::Totals;
 use crate::logging::{self, Format};
 use crate::net::account::Account;
@@ -41,6 +42,10 @@ pub struct Serve {
     /// Serve metrics and health here: HOST:PORT, or off.
     #[arg(long, value_name = "ADDR|off")]
     admin: Option<String>,
+    /// Give up what a bus does not need, as far as the kernel can, wholly or not, and not as the
+    /// configuration says.
+    #[arg(long, value_enum, value_name = "MODE", env = "HAILMARY_CONFINE")]
+    confine: Option<Mode>,
     /// Print the effective configuration and do nothing.
     #[arg(long)]
     print_config: bool,
@@ -63,7 +68,7 @@ impl Serve {
         // Before all else: from here on a SIGHUP does not end the process.
         let reloads = Requests::listen().context("cannot listen for signals")?;
         let admin = self.admin.as_deref();
-        let source = Source::new(self.config.clone(), &self.listen, admin);
+        let source = Source::new(self.config.clone(), &self.listen, admin).confined(self.confine);
         let (config, plan) = source.read()?;
         if self.print_config {
             io::stdout().write_all(toml::to_string(&config)?.as_bytes())?;
@@ -90,6 +95,16 @@ pub(super) fn serve(
     }
     let opened = plan.listen.iter().map(|wanted| Opened::open(wanted, &plan));
     let mut opened = opened.collect::<anyhow::Result<Vec<_>>>()?;
+    let egress = (0..plan.workers).map(|_| Egress::open(plan.send_buffer_bytes));
+    let egress: io::Result<Vec<_>> = egress.collect();
+    let egress = egress.context("cannot open a socket to send by")?;
+    let admin = plan.admin.map(Bound::bind).transpose()?;
+    // After all that takes rights, and before any thread is started.
+    let needs = Needs {
+        configuration: source.file(),
+        listen: &plan.listen,
+    };
+    let confinement = confine(plan.confine, needs)?;
     // Fails once, here, on a system without randomness, so that it never does later.
     random().context("the system has no randomness")?;
     let source_of_bytes = Box::new(|| random().unwrap_or_else(|_| std::process::abort()));
@@ -106,16 +121,17 @@ pub(super) fn serve(
     let infos = opened.iter_mut().map(listener_info).collect();
     let mut state = State::new(registrar.bus(), infos, workers);
     state.canary = board;
+    state.confinement = confinement;
     let state = Arc::new(state);
     event_loop::show_all(&state, &directory);
     let mut parts = Vec::new();
-    for (worker, (forwarder, stop)) in forwarders.into_iter().zip(stops).enumerate() {
+    let threads = forwarders.into_iter().zip(stops).zip(egress);
+    for (worker, ((forwarder, stop), egress)) in threads.enumerate() {
         parts.push(Parts {
             worker,
             forwarder,
             listeners: take_share(&mut opened, worker),
-            egress: Egress::open(plan.send_buffer_bytes)
-                .context("cannot open a socket to send by")?,
+            egress,
             stop,
             linger: plan.linger,
             state: Arc::clone(&state),
@@ -123,9 +139,8 @@ pub(super) fn serve(
     }
     let loops = event_loops(parts, registrar)?;
     requests.offer(plan.admin_reload);
-    let admin = plan
-        .admin
-        .map(|address| Admin::start(address, Arc::clone(&state), Arc::clone(&requests)))
+    let admin = admin
+        .map(|bound| Admin::start(bound, Arc::clone(&state), Arc::clone(&requests)))
         .transpose()?;
 
     say_addresses(&state, admin.as_ref());
