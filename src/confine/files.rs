@@ -24,6 +24,9 @@ const KERNEL_PARAMETERS: [&str; 2] = [
     "/proc/sys/vm/overcommit_memory",
 ];
 
+/// Where packages have a bus put its socket, also by a later reload, if it is there at the start.
+const USUAL_DIRECTORY: &str = "/run/hailmary";
+
 /// Puts all files out of reach but those needed, and says where sockets may be put from now on.
 ///
 /// # Errors
@@ -91,8 +94,9 @@ fn configuration_directories(file: &Path) -> Vec<PathBuf> {
 
 fn socket_directories(listen: &[ListenAddress]) -> Vec<PathBuf> {
     let unix = listen.iter().filter_map(|address| match address {
-        ListenAddress::Unix(path) => path.parent()?.canonicalize().ok(),
+        ListenAddress::Unix(path) => path.parent(),
         ListenAddress::Udp(_) => None,
     });
-    unix.collect()
+    let all = unix.chain([Path::new(USUAL_DIRECTORY)]);
+    all.filter_map(|path| path.canonicalize().ok()).collect()
 }
