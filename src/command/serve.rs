@@ -42,8 +42,8 @@ pub struct Serve {
     /// Serve metrics and health here: HOST:PORT, or off.
     #[arg(long, value_name = "ADDR|off")]
     admin: Option<String>,
-    /// Give up what a bus does not need, as far as the kernel can, wholly or not, and not as the
-    /// configuration says.
+    /// How much the bus insists on giving up what it does not need once its sockets are bound, in
+    /// place of what the configuration says.
     #[arg(long, value_enum, value_name = "MODE", env = "HAILMARY_CONFINE")]
     confine: Option<Mode>,
     /// Print the effective configuration and do nothing.
@@ -89,22 +89,12 @@ pub(super) fn serve(
     let stops = (0..plan.workers).map(|_| stop_signals());
     let stops: io::Result<Vec<_>> = stops.collect();
     let stops = stops.context("cannot listen for signals")?;
-    if let Err(error) = sys::raise_descriptor_limit() {
-        // It works with the old one, for fewer subscribers over Unix sockets.
-        warn!(%error, "cannot raise the limit of open files");
-    }
+    raise_descriptor_limit();
     let opened = plan.listen.iter().map(|wanted| Opened::open(wanted, &plan));
     let mut opened = opened.collect::<anyhow::Result<Vec<_>>>()?;
-    let egress = (0..plan.workers).map(|_| Egress::open(plan.send_buffer_bytes));
-    let egress: io::Result<Vec<_>> = egress.collect();
-    let egress = egress.context("cannot open a socket to send by")?;
-    let admin = plan.admin.map(Bound::bind).transpose()?;
+    let (egress, admin) = open_others(&plan)?;
     // After all that takes rights, and before any thread is started.
-    let needs = Needs {
-        configuration: source.file(),
-        listen: &plan.listen,
-    };
-    let confinement = confine(plan.confine, needs)?;
+    let confinement = confine(plan.confine, needs(&plan, &source))?;
     // Fails once, here, on a system without randomness, so that it never does later.
     random().context("the system has no randomness")?;
     let source_of_bytes = Box::new(|| random().unwrap_or_else(|_| std::process::abort()));
@@ -159,6 +149,30 @@ pub(super) fn serve(
     drop(reloader);
     say_totals(&state, admin.map(Admin::stop));
     Ok(())
+}
+
+fn raise_descriptor_limit() {
+    if let Err(error) = sys::raise_descriptor_limit() {
+        // It works with the old one, for fewer subscribers over Unix sockets.
+        warn!(%error, "cannot raise the limit of open files");
+    }
+}
+
+/// What the bus still needs of the host's files once its sockets are bound.
+fn needs<'a>(plan: &'a Plan, source: &'a Source) -> Needs<'a> {
+    Needs {
+        configuration: source.file(),
+        listen: &plan.listen,
+    }
+}
+
+/// The sockets besides the listeners' for which it takes rights, or may: each data thread's to send
+/// by, and the admin's.
+fn open_others(plan: &Plan) -> anyhow::Result<(Vec<Egress>, Option<Bound>)> {
+    let egress = (0..plan.workers).map(|_| Egress::open(plan.send_buffer_bytes));
+    let egress = egress.collect::<io::Result<_>>();
+    let egress = egress.context("cannot open a socket to send by")?;
+    Ok((egress, plan.admin.map(Bound::bind).transpose()?))
 }
 
 /// The loops of all data threads: the first one has the registrar.

@@ -7,8 +7,9 @@
 //! a newer call falls back to the older one then, which it does for no other error.
 //!
 //! The lists are what a trace of the whole test suite shows, what musl makes of the same, and what
-//! older and newer versions of glibc do in their place. The kernel decides once for each call that
-//! passes with any arguments, so that datagrams cost no more (Linux 5.11).
+//! older and newer versions of glibc do in their place. Of a call that passes with any arguments
+//! the kernel remembers that it does (Linux 5.11): receiving and sending take some 25 ns more each,
+//! a call whose arguments are looked at some 110 ns.
 
 use std::collections::BTreeMap;
 
