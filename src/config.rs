@@ -27,6 +27,7 @@ use crate::bus::sample::Sample;
 use crate::bus::subscribers::Terms;
 use crate::bus::{Settings, StaticSubscriber};
 use crate::canary;
+use crate::confine::Mode;
 use crate::net::listener::ListenAddress;
 use crate::net::sys::TELLS_CREDENTIALS;
 
@@ -71,6 +72,8 @@ pub struct Config {
     pub limits: Limits,
     /// Probes that the bus sends itself.
     pub canary: Canary,
+    /// What the bus gives up once its sockets are bound.
+    pub confine: Confine,
     /// Static members of subscriber sets.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub subscriber: Vec<StaticEntry>,
@@ -218,6 +221,22 @@ impl Default for Canary {
     }
 }
 
+/// `[confine]`
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Confine {
+    /// How much of it the bus insists on: `best-effort`, `required` or `off`.
+    pub mode: Spanned<Mode>,
+}
+
+impl Default for Confine {
+    fn default() -> Self {
+        Self {
+            mode: unspanned(Mode::default()),
+        }
+    }
+}
+
 /// `[[subscriber]]`
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -276,6 +295,8 @@ pub struct Plan {
     pub receive_buffer_bytes: usize,
     /// Send buffer of each egress socket.
     pub send_buffer_bytes: usize,
+    /// How much the bus insists on giving up what it does not need.
+    pub confine: Mode,
     /// Time from one canary's probe to the next; none where the bus sends itself no probes.
     pub canary_interval: Option<Duration>,
     /// For the core.
@@ -470,9 +491,21 @@ impl Checker<'_> {
             linger: Duration::from_micros(linger_us.into()),
             receive_buffer_bytes: self.buffer("receive_buffer_bytes", &looped.receive_buffer_bytes),
             send_buffer_bytes: self.buffer("send_buffer_bytes", &looped.send_buffer_bytes),
+            confine: self.confine(&config.confine),
             canary_interval: self.canary(config),
             settings: self.settings(config),
         }
+    }
+
+    fn confine(&mut self, confine: &Confine) -> Mode {
+        let mode = *confine.mode.get_ref();
+        if mode == Mode::Required && !cfg!(target_os = "linux") {
+            self.refuse(
+                &confine.mode,
+                "mode must be best-effort or off: on this system a bus cannot confine itself",
+            );
+        }
+        mode
     }
 
     fn canary(&mut self, config: &Config) -> Option<Duration> {
@@ -1017,6 +1050,10 @@ mod tests {
         (
             "[[subscriber]]\nname = \"_hailmary.x\"\naddress = \"1.2.3.4:5\"\ntopics = [\"a\"]\n",
             "bus.toml:2: \"_hailmary.x\": names that begin with _hailmary are",
+        ),
+        (
+            "[confine]\nmode = \"on\"\n",
+            "bus.toml:2: unknown variant `on`, expected one of `best-effort`, `required`, `off`",
         ),
         ("[listen\n", "bus.toml:1: "),
     ];

@@ -14,6 +14,7 @@
 //! - [`topics_seen`]: the topics of the events, handed over likewise.
 //! - [`state`]: what else the data threads show of themselves.
 //! - [`admin`]: the HTTP listener, on a thread of its own: metrics, health, API, page.
+//! - [`confine`]: what a bus gives up once its sockets are bound.
 //! - [`config`]: the configuration file and what is made of it.
 //! - [`reload`]: another configuration without a restart.
 //! - [`command`]: what the program can be told to do.
@@ -24,6 +25,7 @@ pub mod bus;
 pub mod canary;
 pub mod command;
 pub mod config;
+pub mod confine;
 pub mod ledger;
 pub mod logging;
 pub mod net;

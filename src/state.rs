@@ -13,6 +13,7 @@ use crate::bus::address::Address;
 use crate::bus::overload::Level;
 use crate::bus::subscribers::{SubscriberId, Terms};
 use crate::canary::Board;
+use crate::confine::Confinement;
 use crate::ledger::Mailbox;
 use crate::net::account::{Account, Reading};
 use crate::net::listener::Buffer;
@@ -118,6 +119,8 @@ pub struct State {
     pub canary: Arc<Board>,
     /// What became of reloads.
     pub reloads: Reloads,
+    /// What the bus gave up.
+    pub confinement: Confinement,
     /// In the order of the counts' listeners. It only grows, by what an operator opens under
     /// names that were not there before.
     listeners: RwLock<Vec<Arc<ListenerInfo>>>,
@@ -177,6 +180,7 @@ impl State {
             topics_seen: topics_seen::Mailbox::default(),
             canary: Arc::default(),
             reloads: Reloads::default(),
+            confinement: Confinement::default(),
             listeners: RwLock::new(listeners.into_iter().map(Arc::new).collect()),
             phase: AtomicU8::new(Phase::Starting as u8),
             turning_since_ms: (0..workers).map(|_| AtomicU64::new(0)).collect(),

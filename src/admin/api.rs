@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State as Shared;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::bus::overload::Thinning;
 use crate::bus::policies::Priority;
 use crate::canary::Board;
+use crate::confine::Confinement;
 use crate::ledger::Counts;
 use crate::reload::Reload;
 use crate::state::{Kind, ListenerInfo, Phase, State};
@@ -33,6 +34,7 @@ pub(super) async fn status(Shared(desk): Shared<Arc<Desk>>) -> Json<Value> {
         "subscribers": desk.state.subscribers().len(),
         "overload": overload(&desk.state),
         "canary": canary(&desk.state.canary),
+        "confinement": confinement(&desk.state.confinement),
         "reload": desk.state.reloads.last().map(reload),
         "totals": totals(&desk.totals().counts, kernel_drops),
     }))
@@ -77,6 +79,15 @@ fn canary(board: &Board) -> Option<Value> {
         "sent": streams.iter().map(|stream| stream.sent).sum::<u64>(),
         "lost": streams.iter().map(|stream| stream.lost).sum::<u64>(),
     }))
+}
+
+fn confinement(confinement: &Confinement) -> Value {
+    let holds = confinement.holds();
+    let holds = holds.map(|(fence, hold)| (fence.label().to_owned(), json!(hold.name())));
+    let mut shown: Map<String, Value> = holds.collect();
+    shown.insert("mode".to_owned(), json!(confinement.mode().name()));
+    shown.insert("dropped".to_owned(), json!(confinement.dropped()));
+    Value::Object(shown)
 }
 
 /// The last one.

@@ -12,6 +12,7 @@ use hailmary_proto::v1::refusal::Reason;
 use crate::bus::seen::EventDrop;
 use crate::bus::tally::Histogram;
 use crate::bus::{CopyDrop, FrameDrop};
+use crate::confine::Hold;
 use crate::ledger::{Counts, LeaseCounts, SeriesCounts};
 use crate::net::account::Reading;
 use crate::reload::Outcome;
@@ -41,6 +42,15 @@ pub(super) fn render(counts: &Counts, state: &State) -> String {
         [([("", ""); 0], state.overload().get())],
     );
     canary(&mut page, state);
+    let holds = state.confinement.holds();
+    page.gauges(
+        "confined",
+        "What the bus gave up once its sockets were bound: 1 where that is enforced wholly.",
+        holds.map(|(fence, hold)| {
+            let is_whole = *hold == Hold::Enforced;
+            ([("fence", fence.label())], u32::from(is_whole))
+        }),
+    );
     page.counters(
         "reloads_total",
         "Configurations read anew: ok where one is in use now, failed where the old one stayed.",

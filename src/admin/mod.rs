@@ -55,6 +55,32 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long a turn of the data thread may take before the bus is called stuck.
 const STUCK_AFTER: Duration = Duration::from_secs(2);
 
+/// Where the admin is to serve, bound already.
+#[derive(Debug)]
+pub struct Bound {
+    listener: TcpListener,
+    address: SocketAddr,
+}
+
+impl Bound {
+    /// Binds the address. Whoever connects waits till the admin serves.
+    ///
+    /// # Errors
+    ///
+    /// Where the address cannot be had.
+    pub fn bind(address: SocketAddr) -> anyhow::Result<Self> {
+        let bind = || {
+            let listener = TcpListener::bind(address)?;
+            listener.set_nonblocking(true)?;
+            let address = listener.local_addr()?;
+            Ok(Self { listener, address })
+        };
+        bind().map_err(|error: io::Error| {
+            anyhow::anyhow!("admin cannot listen on {address}: {error}")
+        })
+    }
+}
+
 /// The admin thread.
 #[derive(Debug)]
 pub struct Admin {
@@ -65,24 +91,13 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// Binds the address, and serves from a thread of its own.
+    /// Serves from a thread of its own.
     ///
     /// # Errors
     ///
-    /// Where the address cannot be had, or a thread.
-    pub fn start(
-        address: SocketAddr,
-        state: Arc<State>,
-        reloads: Arc<Requests>,
-    ) -> anyhow::Result<Self> {
-        let bind = || {
-            let listener = TcpListener::bind(address)?;
-            listener.set_nonblocking(true)?;
-            Ok((listener.local_addr()?, listener))
-        };
-        let (address, listener) = bind().map_err(|error: io::Error| {
-            anyhow::anyhow!("admin cannot listen on {address}: {error}")
-        })?;
+    /// Where a thread cannot be had.
+    pub fn start(bound: Bound, state: Arc<State>, reloads: Arc<Requests>) -> anyhow::Result<Self> {
+        let Bound { listener, address } = bound;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()

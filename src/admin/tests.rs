@@ -12,7 +12,8 @@ fn start() -> (Admin, Arc<State>) {
     state.put_series(&["other".into(), "indexer".into()]);
     let address = "127.0.0.1:0".parse().unwrap();
     let (reloads, _) = Requests::listen().unwrap();
-    let admin = Admin::start(address, Arc::clone(&state), reloads);
+    let bound = Bound::bind(address).unwrap();
+    let admin = Admin::start(bound, Arc::clone(&state), reloads);
     (admin.unwrap(), state)
 }
 

@@ -11,10 +11,11 @@ use anyhow::{Context, bail};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use tracing::{Level, info, warn};
 
-use crate::admin::Admin;
+use crate::admin::{Admin, Bound};
 use crate::bus::{self, Registrar, Settings};
 use crate::canary::{Board, Canary, Stream};
 use crate::config::Plan;
+use crate::confine::{Mode, Needs, confine};
 use crate::ledger::Totals;
 use crate::logging::{self, Format};
 use crate::net::account::Account;
@@ -41,6 +42,10 @@ pub struct Serve {
     /// Serve metrics and health here: HOST:PORT, or off.
     #[arg(long, value_name = "ADDR|off")]
     admin: Option<String>,
+    /// How much the bus insists on giving up what it does not need once its sockets are bound, in
+    /// place of what the configuration says.
+    #[arg(long, value_enum, value_name = "MODE", env = "HAILMARY_CONFINE")]
+    confine: Option<Mode>,
     /// Print the effective configuration and do nothing.
     #[arg(long)]
     print_config: bool,
@@ -63,7 +68,7 @@ impl Serve {
         // Before all else: from here on a SIGHUP does not end the process.
         let reloads = Requests::listen().context("cannot listen for signals")?;
         let admin = self.admin.as_deref();
-        let source = Source::new(self.config.clone(), &self.listen, admin);
+        let source = Source::new(self.config.clone(), &self.listen, admin).confined(self.confine);
         let (config, plan) = source.read()?;
         if self.print_config {
             io::stdout().write_all(toml::to_string(&config)?.as_bytes())?;
@@ -84,12 +89,12 @@ pub(super) fn serve(
     let stops = (0..plan.workers).map(|_| stop_signals());
     let stops: io::Result<Vec<_>> = stops.collect();
     let stops = stops.context("cannot listen for signals")?;
-    if let Err(error) = sys::raise_descriptor_limit() {
-        // It works with the old one, for fewer subscribers over Unix sockets.
-        warn!(%error, "cannot raise the limit of open files");
-    }
+    raise_descriptor_limit();
     let opened = plan.listen.iter().map(|wanted| Opened::open(wanted, &plan));
     let mut opened = opened.collect::<anyhow::Result<Vec<_>>>()?;
+    let (egress, admin) = open_others(&plan)?;
+    // After all that takes rights, and before any thread is started.
+    let confinement = confine(plan.confine, needs(&plan, &source))?;
     // Fails once, here, on a system without randomness, so that it never does later.
     random().context("the system has no randomness")?;
     let source_of_bytes = Box::new(|| random().unwrap_or_else(|_| std::process::abort()));
@@ -106,16 +111,17 @@ pub(super) fn serve(
     let infos = opened.iter_mut().map(listener_info).collect();
     let mut state = State::new(registrar.bus(), infos, workers);
     state.canary = board;
+    state.confinement = confinement;
     let state = Arc::new(state);
     event_loop::show_all(&state, &directory);
     let mut parts = Vec::new();
-    for (worker, (forwarder, stop)) in forwarders.into_iter().zip(stops).enumerate() {
+    let threads = forwarders.into_iter().zip(stops).zip(egress);
+    for (worker, ((forwarder, stop), egress)) in threads.enumerate() {
         parts.push(Parts {
             worker,
             forwarder,
             listeners: take_share(&mut opened, worker),
-            egress: Egress::open(plan.send_buffer_bytes)
-                .context("cannot open a socket to send by")?,
+            egress,
             stop,
             linger: plan.linger,
             state: Arc::clone(&state),
@@ -123,9 +129,8 @@ pub(super) fn serve(
     }
     let loops = event_loops(parts, registrar)?;
     requests.offer(plan.admin_reload);
-    let admin = plan
-        .admin
-        .map(|address| Admin::start(address, Arc::clone(&state), Arc::clone(&requests)))
+    let admin = admin
+        .map(|bound| Admin::start(bound, Arc::clone(&state), Arc::clone(&requests)))
         .transpose()?;
 
     say_addresses(&state, admin.as_ref());
@@ -144,6 +149,30 @@ pub(super) fn serve(
     drop(reloader);
     say_totals(&state, admin.map(Admin::stop));
     Ok(())
+}
+
+fn raise_descriptor_limit() {
+    if let Err(error) = sys::raise_descriptor_limit() {
+        // It works with the old one, for fewer subscribers over Unix sockets.
+        warn!(%error, "cannot raise the limit of open files");
+    }
+}
+
+/// What the bus still needs of the host's files once its sockets are bound.
+fn needs<'a>(plan: &'a Plan, source: &'a Source) -> Needs<'a> {
+    Needs {
+        configuration: source.file(),
+        listen: &plan.listen,
+    }
+}
+
+/// The sockets besides the listeners' for which it takes rights, or may: each data thread's to send
+/// by, and the admin's.
+fn open_others(plan: &Plan) -> anyhow::Result<(Vec<Egress>, Option<Bound>)> {
+    let egress = (0..plan.workers).map(|_| Egress::open(plan.send_buffer_bytes));
+    let egress = egress.collect::<io::Result<_>>();
+    let egress = egress.context("cannot open a socket to send by")?;
+    Ok((egress, plan.admin.map(Bound::bind).transpose()?))
 }
 
 /// The loops of all data threads: the first one has the registrar.

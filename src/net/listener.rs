@@ -316,8 +316,33 @@ pub fn open_egress(domain: Domain, send_buffer_bytes: usize) -> io::Result<Socke
 ///
 /// What the system says.
 pub fn resize_egress(socket: &Socket, send_buffer_bytes: usize) -> io::Result<()> {
-    sys::force_send_buffer(socket.as_fd(), send_buffer_bytes)
-        .or_else(|_| socket.set_send_buffer_size(send_buffer_bytes))
+    sys::force_send_buffer(socket.as_fd(), send_buffer_bytes).or_else(|_| {
+        let size = Socket::send_buffer_size;
+        resize_within(
+            socket,
+            send_buffer_bytes,
+            size,
+            Socket::set_send_buffer_size,
+        )
+    })
+}
+
+/// Gives a socket another buffer, as far as the system's maximum goes. One that is larger than
+/// that already, from when the program could pass the maximum, is not made smaller by the wish for
+/// more than there is to have.
+fn resize_within(
+    socket: &Socket,
+    bytes: usize,
+    size: impl Fn(&Socket) -> io::Result<usize>,
+    resize: impl Fn(&Socket, usize) -> io::Result<()>,
+) -> io::Result<()> {
+    let trial = open(Domain::UNIX)?;
+    resize(&trial, bytes)?;
+    let granted = size(&trial)?;
+    if granted / ACCOUNT_FACTOR < bytes && granted < size(socket)? {
+        return Ok(());
+    }
+    resize(socket, bytes)
 }
 
 fn open(domain: Domain) -> io::Result<Socket> {
@@ -389,7 +414,8 @@ fn file_id(path: &Path) -> io::Result<(u64, u64)> {
 
 fn grow_receive_buffer(socket: &Socket, bytes: usize) -> io::Result<usize> {
     if sys::force_receive_buffer(socket.as_fd(), bytes).is_err() {
-        socket.set_recv_buffer_size(bytes)?;
+        let size = Socket::recv_buffer_size;
+        resize_within(socket, bytes, size, Socket::set_recv_buffer_size)?;
     }
     Ok(socket.recv_buffer_size()? / ACCOUNT_FACTOR)
 }

@@ -190,6 +190,11 @@ impl Running {
             let (now, then) = (say(&self.plan), say(plan));
             changes.push(format!("listen.admin is {now} and would be {then}"));
         }
+        if plan.confine != self.plan.confine {
+            let (now, then) = (self.plan.confine.name(), plan.confine.name());
+            changes.push(format!("confine.mode is {now} and would be {then}"));
+        }
+        changes.extend(self.out_of_reach(plan));
         if changes.is_empty() {
             return Ok(());
         }
@@ -197,6 +202,18 @@ impl Running {
         Err(ReloadError::NeedsRestart(format!(
             "{changes}: that takes a restart, and nothing else of the file is put in use before"
         )))
+    }
+
+    /// Unix sockets that a bus cannot put where they are wanted, as it is confined.
+    fn out_of_reach(&self, plan: &Plan) -> impl Iterator<Item = String> {
+        let (_, _, new) = self.sort_listeners(&plan.listen);
+        let refused = new.into_iter().filter(|address| match address {
+            ListenAddress::Unix(path) => !self.state.confinement.reaches(path),
+            ListenAddress::Udp(_) => false,
+        });
+        refused.map(|address| {
+            format!("{address} would be in a directory that this bus gave up when it started")
+        })
     }
 
     /// Of the listeners that are open those that stay, the places of those that go, and the

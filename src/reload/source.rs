@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use toml::Spanned;
 
 use crate::config::{Config, ConfigError, Plan};
+use crate::confine::Mode;
 
 /// A file and flags.
 #[derive(Clone, Debug, Default)]
@@ -14,6 +15,7 @@ pub struct Source {
     file: Option<PathBuf>,
     listen: Vec<String>,
     admin: Option<String>,
+    confine: Option<Mode>,
 }
 
 impl Source {
@@ -29,7 +31,21 @@ impl Source {
             file,
             listen: listen.collect(),
             admin: admin.map(numeric),
+            confine: None,
         }
+    }
+
+    /// With a mode of confinement that counts instead of the file's, if there is one.
+    #[must_use]
+    pub fn confined(mut self, mode: Option<Mode>) -> Self {
+        self.confine = mode;
+        self
+    }
+
+    /// The file, if there is one.
+    #[must_use]
+    pub fn file(&self) -> Option<&Path> {
+        self.file.as_deref()
     }
 
     /// Whether there is a file that may say something else the next time.
@@ -82,6 +98,9 @@ impl Source {
         }
         if let Some(admin) = &self.admin {
             config.listen.admin = Spanned::new(0..0, admin.clone());
+        }
+        if let Some(mode) = self.confine {
+            config.confine.mode = Spanned::new(0..0, mode);
         }
         // Lines mean nothing any more where flags were put in: the file itself was checked above.
         let plan = config.check("command line", "")?;

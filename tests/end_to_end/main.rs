@@ -14,6 +14,8 @@ mod access;
 mod bench;
 mod canary;
 mod configuration;
+#[cfg(target_os = "linux")]
+mod confined;
 mod cookies;
 mod doctor;
 mod fairness;

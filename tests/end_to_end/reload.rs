@@ -56,6 +56,21 @@ impl Scene {
         Self::start_in(directory, text)
     }
 
+    /// With a bus that may put Unix sockets where it had none when it started.
+    fn start_unconfined(text: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("bus.toml");
+        fs::write(&file, text).unwrap();
+        let mut command = hailmary();
+        command.args(["serve", "--admin", "127.0.0.1:0", "--confine", "off"]);
+        command.arg("--config").arg(&file);
+        Self {
+            bus: Serving::start_as(command),
+            directory,
+            file,
+        }
+    }
+
     fn start_in(directory: TempDir, text: &str) -> Self {
         let file = directory.path().join("bus.toml");
         fs::write(&file, text).unwrap();
@@ -465,7 +480,7 @@ impl Scene {
 fn what_is_wrong_changes_nothing_and_is_told() {
     let subscriber = Static::new();
     let good = format!("{LISTEN}{}", subscriber.entry("fixed", "\"a\""));
-    let scene = Scene::start(&good);
+    let scene = Scene::start_unconfined(&good);
     let page = scene.bus.get("/metrics");
     for outcome in ["ok", "failed"] {
         let sample = format!("hailmary_reloads_total{{outcome=\"{outcome}\"}} 0\n");
@@ -834,7 +849,7 @@ fn a_canary_follows_the_listeners() {
         let unix = format!("unix = [\"{}\"]\n[canary]", unix.display());
         text(interval_ms, ", \"127.0.0.2:0\"").replace("[canary]", &unix)
     };
-    let scene = Scene::start(&text(0, ""));
+    let scene = Scene::start_unconfined(&text(0, ""));
     let bus = &scene.bus;
     let returned = |page: &str| sum(page, "canary_latency_seconds_count");
     let streams = |page: &str| {

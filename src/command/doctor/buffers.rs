@@ -19,10 +19,24 @@ pub enum Capability {
     NoBus,
     /// It has CAP_NET_ADMIN.
     Has,
+    /// It had it when it bound its sockets, and gave it up then.
+    Had,
     /// The process of this id does not.
     Lacks(u32),
     /// Why that cannot be told.
     NotKnown(NotKnown),
+}
+
+impl Capability {
+    /// With what the bus says that it gave up.
+    pub fn after_dropping(self, dropped: &[String]) -> Self {
+        match self {
+            Capability::Lacks(_) if dropped.iter().any(|name| name == "CAP_NET_ADMIN") => {
+                Capability::Had
+            }
+            other => other,
+        }
+    }
 }
 
 /// Reads `/proc/PID/status`. A process of another name is not the bus, whatever its id.
@@ -53,6 +67,11 @@ pub fn capability_finding(capability: &Capability, limits: &[(&Known<u64>, u64)]
     match capability {
         Capability::NoBus => Finding::fine(CHECK, "no bus runs here that could lack CAP_NET_ADMIN"),
         Capability::Has => Finding::fine(CHECK, "the running bus has CAP_NET_ADMIN"),
+        Capability::Had => Finding::fine(
+            CHECK,
+            "the running bus had CAP_NET_ADMIN when it bound its sockets, and gave it up then: \
+             those that it opens later get what the system's maximum allows",
+        ),
         Capability::Lacks(_) if !limits.iter().any(is_short) => Finding::fine(
             CHECK,
             "the running bus has no CAP_NET_ADMIN, and needs none: the limits are high enough",
@@ -149,7 +168,7 @@ fn limited(
     if limit >= wanted {
         return Finding::fine(check, format!("{is}, and {wanted_bytes}"));
     }
-    if *capability == Capability::Has {
+    if matches!(capability, Capability::Has | Capability::Had) {
         let text = format!("{is} where {wanted_bytes}, but the bus's CAP_NET_ADMIN goes past it");
         return Finding::fine(check, text);
     }
@@ -290,6 +309,7 @@ mod tests {
         assert_eq!(severity(Ok(1), Capability::NoBus), Severity::MayLose);
         assert_eq!(severity(Ok(1), Capability::Lacks(1)), Severity::MayLose);
         assert_eq!(severity(Ok(1), Capability::Has), Severity::Fine);
+        assert_eq!(severity(Ok(1), Capability::Had), Severity::Fine);
         assert_eq!(severity(unread(), Capability::NoBus), Severity::Unknown);
     }
 
@@ -309,6 +329,14 @@ mod tests {
             assert!(of(name, set).is_err(), "{name} {set}");
         }
         assert!(capability(7, "").is_err());
+        let dropped = ["CAP_NET_RAW", "CAP_NET_ADMIN"].map(str::to_owned);
+        let after = |capability: Capability, dropped| capability.after_dropping(dropped);
+        assert_eq!(after(Capability::Lacks(7), &dropped), Capability::Had);
+        assert_eq!(
+            after(Capability::Lacks(7), &dropped[..1]),
+            Capability::Lacks(7)
+        );
+        assert_eq!(after(Capability::NoBus, &dropped), Capability::NoBus);
     }
 
     #[test]

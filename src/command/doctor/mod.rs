@@ -292,7 +292,11 @@ fn capability(host: &Host, bus: Option<&Bus>) -> Capability {
         let why = "it does not tell its process";
         NotKnown(why.to_owned())
     });
-    let read = |pid: u32| buffers::capability(pid, &host.read(&format!("{pid}/status"))?);
+    let dropped = &bus.status.confinement.dropped;
+    let read = |pid: u32| {
+        let capability = buffers::capability(pid, &host.read(&format!("{pid}/status"))?)?;
+        Ok(capability.after_dropping(dropped))
+    };
     told.and_then(read).unwrap_or_else(Capability::NotKnown)
 }
 

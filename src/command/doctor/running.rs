@@ -48,6 +48,17 @@ pub struct Status {
     uptime_seconds: f64,
     /// Where it listens.
     pub listeners: Vec<Listener>,
+    /// What it gave up.
+    #[serde(default)]
+    pub confinement: Confinement,
+}
+
+/// What it gave up once its sockets were bound.
+#[derive(Debug, Default, Deserialize)]
+pub struct Confinement {
+    /// Capabilities, by name.
+    #[serde(default)]
+    pub dropped: Vec<String>,
 }
 
 /// One of its listeners.
@@ -233,6 +244,7 @@ mod tests {
                 pid: None,
                 uptime_seconds,
                 listeners: Vec::new(),
+                confinement: Confinement::default(),
             };
             assert_eq!(status.since_start(), told);
         }
