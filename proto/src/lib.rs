@@ -28,6 +28,9 @@
 //! # Ok::<(), hailmary_proto::decode::Malformed>(())
 //! ```
 
+// It reads what strangers send: no module may take back that this is all checked.
+#![forbid(unsafe_code)]
+
 pub mod decode;
 pub mod flow;
 mod key;

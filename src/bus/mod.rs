@@ -24,6 +24,7 @@
 //! 5. Sleep till a datagram comes or [`Registrar::poll_timeout`] is reached.
 //!
 //! `now` is the time since any fixed moment, by a clock that does not jump.
+#![forbid(unsafe_code)]
 #![deny(
     clippy::disallowed_methods,
     clippy::disallowed_types,

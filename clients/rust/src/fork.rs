@@ -4,8 +4,8 @@
 //! nothing with its parent keeps it and compares. That costs one load of memory,
 //! where asking for the process's id would cost a system call. Children of a bare
 //! `clone` system call are not seen, for the C library is not told of them; those
-//! of `fork` are, whoever calls it, but not those of `_Fork`, which runs no handlers. Nothing is done before a fork, and nothing in
-//! the parent.
+//! of `fork` are, whoever calls it, but not those of `_Fork`, which runs no handlers.
+//! Nothing is done before a fork, and nothing in the parent.
 #![expect(unsafe_code, reason = "the C library alone is told of forks")]
 
 use std::ffi::c_int;
@@ -39,9 +39,11 @@ pub(crate) fn watch() -> io::Result<()> {
         return Ok(());
     }
     // SAFETY: the declaration is POSIX's, and the handler is a function of the same
-    // library as this one, with no argument and no result. It runs between `fork`
-    // and the child's return from it, and does nothing but an atomic addition: it
-    // takes no lock, allocates nothing and cannot panic.
+    // library as this one, with no argument and no result. It stays where it is: a
+    // library that is unloaded takes its handlers along (glibc, musl never unloads).
+    // It runs between `fork` and the child's return from it, where other threads may
+    // have left any lock held, and does nothing but an atomic addition: it takes no
+    // lock, allocates nothing and cannot panic.
     match unsafe { pthread_atfork(None, None, Some(count_fork)) } {
         0 => {
             IS_WATCHED.store(true, Ordering::Release);

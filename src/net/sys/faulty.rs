@@ -134,7 +134,7 @@ fn family(address: &[u8]) -> c_int {
 ///
 /// # Safety
 ///
-/// As recvmsg(2), and there is room for a [`Told`].
+/// As recvmsg(2), and the control message's room is a [`Told`].
 pub unsafe fn recvmsg(socket: c_int, header: *mut msghdr, flags: c_int) -> isize {
     assert_ne!(flags & libc::MSG_ERRQUEUE, 0);
     match with(|kernel| kernel.late_errors.pop_front()) {

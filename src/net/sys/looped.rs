@@ -1,6 +1,11 @@
 //! In tests, in place of the kernel where a test says so: what is sent waits in a queue of this
 //! thread, and is what is received. It follows the pointers of the headers as the kernel does, but
 //! in sight of what checks them (Miri knows no batch calls).
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "what helps tests may panic as they do"
+)]
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
