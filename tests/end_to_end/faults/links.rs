@@ -268,8 +268,8 @@ fn one_whose_lease_ended_meanwhile_subscribes_anew() {
     tell(
         "lease_ended_behind_a_dead_cable",
         "A cable is dead for longer than a subscriber's lease.",
-        "The lease ends, and what comes then is counted as for nobody. The subscriber is back by \
-         itself, two seconds after the cable at the latest.",
+        "The lease ends, and what comes then is counted as for nobody. When the cable works again the \
+         subscriber is back by itself.",
         &figures,
     );
 }

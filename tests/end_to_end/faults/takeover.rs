@@ -46,7 +46,7 @@ impl<'a> Holder<'a> {
     }
 
     fn receive(&self) -> Frame {
-        let mut buffer = [0; 65_536];
+        let mut buffer = vec![0; 65_536];
         let length = self.socket.recv(&mut buffer).unwrap();
         Frame::decode(&buffer[..length]).unwrap()
     }
