@@ -106,6 +106,7 @@ fn one_that_went_with_its_host_costs_the_others_nothing_and_comes_back() {
         scene.publish_bursts(1, 1, &living);
         gone.try_line()
     });
+    scene.publish_end(&[&living, &gone]);
     let [living, gone] = [living, gone].map(Summary::of);
     assert_eq!(living.received, scene.published());
     assert!(gone.lost > 0, "{gone:?}");
