@@ -9,8 +9,8 @@ use crate::support::wait_until;
 
 use super::scene::{Scene, Summary, dropped, sent};
 
-/// Enough for the kernel to keep all that it keeps for each, which is some 200 KiB.
-const BURSTS: u64 = 5;
+/// More than the kernel keeps for each, which is some 200 KiB.
+const BURSTS: u64 = 8;
 const BURST: u64 = 30;
 
 /// The living one's number.
