@@ -3,7 +3,7 @@
 //! Egress sockets are apart from ingress. Whatever waits in the kernel is charged to the buffer of
 //! the socket that sent it, so that who shares one with those that take nothing is held up with
 //! them. So each Unix subscriber has a socket of its own, because one that does not read holds on
-//! to its sender's buffer; and other hosts share [`HOST_SOCKETS`] by their addresses, because what
+//! to its sender's buffer; and other hosts share `HOST_SOCKETS` by their addresses, because what
 //! is for a host that is gone waits for as long as the kernel asks where it is. Over loopback
 //! nothing waits: one socket for each address family serves all that is on this host.
 //!

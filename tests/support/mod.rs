@@ -4,6 +4,8 @@
 pub mod evidence;
 #[cfg(target_os = "linux")]
 pub mod hosts;
+#[cfg(target_os = "linux")]
+pub mod wall_clock;
 pub mod way;
 
 use std::io::{BufRead, BufReader, Read, Write};

@@ -2,6 +2,7 @@
 //!
 //! What it measured goes to the table of SECURITY.md.
 
+mod clocks;
 mod links;
 mod neighbours;
 mod scene;

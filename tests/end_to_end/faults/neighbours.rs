@@ -9,8 +9,8 @@ use crate::support::wait_until;
 
 use super::scene::{Scene, Summary, dropped, sent};
 
-/// Enough for the kernel to keep all that it keeps for each, which is some 200 KiB.
-const BURSTS: u64 = 5;
+/// More than the kernel keeps for each, which is some 200 KiB.
+const BURSTS: u64 = 8;
 const BURST: u64 = 30;
 
 /// The living one's number.
@@ -106,6 +106,7 @@ fn one_that_went_with_its_host_costs_the_others_nothing_and_comes_back() {
         scene.publish_bursts(1, 1, &living);
         gone.try_line()
     });
+    scene.publish_end(&[&living, &gone]);
     let [living, gone] = [living, gone].map(Summary::of);
     assert_eq!(living.received, scene.published());
     assert!(gone.lost > 0, "{gone:?}");

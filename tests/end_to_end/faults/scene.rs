@@ -71,6 +71,14 @@ impl Scene {
         }
     }
 
+    /// Publishes a last event, which these subscribers get behind all that is on its way to them.
+    pub fn publish_end(&mut self, subscribers: &[&Subscribing]) {
+        self.publish(1, b"end");
+        for subscriber in subscribers {
+            while subscriber.line() != "a\tend" {}
+        }
+    }
+
     /// Starts a subscriber of topic `a` on another host, at the bus's listener of this index.
     pub fn subscribe(&self, host: &Host, listener: usize, name: &str) -> Subscribing {
         let program = host.command(env!("CARGO_BIN_EXE_hailmary"));
