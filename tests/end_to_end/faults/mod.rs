@@ -2,4 +2,5 @@
 //!
 //! What it measured goes to the table of SECURITY.md.
 
+mod logs;
 mod subscribers;
