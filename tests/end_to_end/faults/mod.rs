@@ -6,10 +6,14 @@
 mod bursts;
 mod descriptors;
 mod logs;
+
 mod reloads;
 mod restarts;
+mod start;
 mod starved;
+mod strangers;
 mod subscribers;
+mod topics;
 
 /// The full number where there is time for it, else a part.
 fn long_or<T>(full: T, part: T) -> T {
