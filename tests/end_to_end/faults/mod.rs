@@ -6,6 +6,7 @@
 mod bursts;
 mod descriptors;
 mod logs;
+mod memory;
 
 mod reloads;
 mod restarts;
