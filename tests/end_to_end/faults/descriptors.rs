@@ -20,7 +20,7 @@ const DESCRIPTORS: usize = 48;
 const CONNECTIONS: usize = 64;
 
 /// Events that go round meanwhile.
-const ROUND_TRIPS: u64 = 300;
+const ROUND_TRIPS: u16 = 300;
 
 /// As many clients as this process may have descriptors for.
 fn crowd(admin: SocketAddr) -> Vec<Socket> {
@@ -57,7 +57,7 @@ fn press(bus: &Serving) -> (usize, usize) {
     let mut most = descriptors(bus);
     let crowd = crowd(bus.admin);
     for number in 0..ROUND_TRIPS {
-        for client in crowd.iter().skip(number as usize % 16).step_by(16) {
+        for client in crowd.iter().skip(usize::from(number) % 16).step_by(16) {
             let _ = (&*client).write(b"GET /metrics HTTP/1.1\r\nX: ");
         }
         publisher.publish("a", &number.to_string());
@@ -72,7 +72,10 @@ fn press(bus: &Serving) -> (usize, usize) {
         page.filter(|page| page.contains("200 OK"))
     });
     assert_laws(&page);
-    assert_eq!(value(&page, "matched_events_total"), ROUND_TRIPS + 1);
+    assert_eq!(
+        value(&page, "matched_events_total"),
+        u64::from(ROUND_TRIPS) + 1
+    );
     assert_eq!(sum(&page, "egress_dropped_events_total"), 0);
     assert_eq!(subscriber.close().lost, 0);
     (clients, most)

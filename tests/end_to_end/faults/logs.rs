@@ -167,7 +167,7 @@ fn a_pipe_that_is_read_again_tells_how_many_lines_it_missed() {
     let lost = bus.work();
     let mut said = Vec::new();
     wait_until("a word of the lost lines", || {
-        let mut buffer = [0; 65_536];
+        let mut buffer = [0; 4_096];
         let length = reader.read(&mut buffer).unwrap();
         said.extend_from_slice(&buffer[..length]);
         let told = format!("log lines were lost, since the start lost_lines={lost}\n");

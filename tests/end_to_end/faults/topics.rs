@@ -33,7 +33,8 @@ fn token(number: u64) -> String {
 }
 
 fn publish(socket: &UdpSocket, bus: &Serving, from: u64) {
-    for first in (from..).step_by(EVENTS as usize).take(DATAGRAMS as usize) {
+    for number in 0..DATAGRAMS {
+        let first = from + number * EVENTS;
         let topic = |number| event(&format!("t.{}", token(number)));
         let events = (first..first + EVENTS).map(topic).collect();
         socket.send_to(&datagram(events), bus.udp()).unwrap();
