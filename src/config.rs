@@ -58,6 +58,10 @@ const MAX_AGE_MS: std::ops::RangeInclusive<u64> = 1..=86_400_000;
 /// memory for what was named by mistake and may have no end.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
+/// Problems that are told of one file: more than anybody mends at once, and few lines of a log
+/// where a file is wrong from its first line to its last.
+const PROBLEMS_MAX: usize = 100;
+
 /// The file.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -317,6 +321,8 @@ pub struct Problem {
 pub struct ConfigError {
     file: String,
     problems: Vec<Problem>,
+    /// Problems past the bound.
+    untold: usize,
 }
 
 impl fmt::Display for ConfigError {
@@ -328,7 +334,10 @@ impl fmt::Display for ConfigError {
                 None => write!(f, "{newline}{}: {}", self.file, problem.message)?,
             }
         }
-        Ok(())
+        match self.untold {
+            0 => Ok(()),
+            untold => write!(f, "\n{}: and {untold} more", self.file),
+        }
     }
 }
 
@@ -367,6 +376,7 @@ impl Config {
         let fail = |problems| ConfigError {
             file: name.to_owned(),
             problems,
+            untold: 0,
         };
         let is_blank = |line: &str| line.trim().is_empty() || line.trim().starts_with('#');
         if text.lines().all(is_blank) {
@@ -397,6 +407,7 @@ impl Config {
         let mut checker = Checker {
             text,
             problems: Vec::new(),
+            untold: 0,
         };
         let plan = checker.plan(self);
         match checker.problems {
@@ -404,6 +415,7 @@ impl Config {
             problems => Err(ConfigError {
                 file: name.to_owned(),
                 problems,
+                untold: checker.untold,
             }),
         }
     }
@@ -442,6 +454,7 @@ fn unreadable(name: &str, error: &io::Error) -> ConfigError {
             line: None,
             message,
         }],
+        untold: 0,
     }
 }
 
@@ -458,6 +471,7 @@ fn line_of(text: &str, offset: usize) -> usize {
 struct Checker<'a> {
     text: &'a str,
     problems: Vec<Problem>,
+    untold: usize,
 }
 
 impl Checker<'_> {
@@ -857,6 +871,10 @@ impl Checker<'_> {
     }
 
     fn refuse<T: fmt::Debug>(&mut self, value: &Spanned<T>, message: &str) {
+        if self.problems.len() >= PROBLEMS_MAX {
+            self.untold += 1;
+            return;
+        }
         let span = value.span();
         self.problems.push(Problem {
             line: (!span.is_empty()).then(|| line_of(self.text, span.start)),
@@ -1067,6 +1085,17 @@ mod tests {
                 "{text:?} told {told:?}, not {expected:?}"
             );
         }
+    }
+
+    #[test]
+    fn a_file_that_is_all_wrong_is_told_in_few_lines() {
+        const RULES: usize = 1_000;
+        let rules = "\"x\",\n".repeat(RULES);
+        let text = format!("[access]\npublish = [{{ from = [\n{rules}], topics = [] }}]\n");
+        let told = problems(&text);
+        assert_eq!(told.lines().count(), PROBLEMS_MAX + 1);
+        let untold = RULES - PROBLEMS_MAX;
+        assert!(told.ends_with(&format!("bus.toml: and {untold} more")));
     }
 
     #[test]

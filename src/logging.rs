@@ -1,11 +1,19 @@
 //! Logs: to standard error, quiet, and never a line for each datagram.
+//!
+//! Who logs never waits for who reads: see [`sink`].
+
+mod sink;
 
 use std::collections::HashMap;
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 use tracing::{Level, warn};
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
+
+use sink::{Line, Sink};
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -16,16 +24,38 @@ pub enum Format {
     Json,
 }
 
-/// Sends this program's logs of `level` and above to standard error.
+/// What this process has logged and not yet written.
+static SINK: Sink = Sink::new();
+
+/// Sends this program's logs of `level` and above to standard error, by a thread of its own.
 pub fn start(format: Format, level: Level) {
+    let thread = thread::Builder::new().name("log".to_owned());
+    let writer = match thread.spawn(|| SINK.write_to(io::stderr())) {
+        Ok(_) => BoxMakeWriter::new(|| Line(&SINK)),
+        // Whoever has no thread to give for this has none for the bus either, which says so.
+        Err(_) => BoxMakeWriter::new(io::stderr),
+    };
     let builder = tracing_subscriber::fmt()
         .with_max_level(level)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr);
+        .with_ansi(io::stderr().is_terminal())
+        // It would tell standard error that standard error does not work, and panic.
+        .log_internal_errors(false)
+        .with_writer(writer);
     match format {
         Format::Text => builder.with_target(false).init(),
         Format::Json => builder.json().flatten_event(true).init(),
     }
+}
+
+/// Waits a while for the last lines to be written.
+pub fn finish() {
+    SINK.finish();
+}
+
+/// Lines that standard error did not take, or not soon enough.
+#[must_use]
+pub fn lost_lines() -> u64 {
+    SINK.lost()
 }
 
 /// What may go wrong again and again.

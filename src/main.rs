@@ -56,6 +56,7 @@ fn main() -> ExitCode {
         Command::Check(check) => check.run().map_err(anyhow::Error::from),
         Command::Doctor(doctor) => doctor.run(),
     };
+    hailmary::logging::finish();
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -14,6 +14,7 @@ use crate::bus::tally::Histogram;
 use crate::bus::{CopyDrop, FrameDrop};
 use crate::confine::Hold;
 use crate::ledger::{Counts, LeaseCounts, SeriesCounts};
+use crate::logging;
 use crate::net::account::Reading;
 use crate::reload::Outcome;
 use crate::state::{Kind, ListenerInfo, State};
@@ -55,6 +56,11 @@ pub(super) fn render(counts: &Counts, state: &State) -> String {
         "reloads_total",
         "Configurations read anew: ok where one is in use now, failed where the old one stayed.",
         Outcome::ALL.map(|it| ([("outcome", it.label())], state.reloads.count(it))),
+    );
+    page.counter(
+        "log_lines_lost_total",
+        "Log lines that standard error did not take, or not soon enough.",
+        logging::lost_lines(),
     );
     let build = [
         ("version", env!("CARGO_PKG_VERSION")),
