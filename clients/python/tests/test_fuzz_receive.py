@@ -18,7 +18,7 @@ import pytest
 pytest.importorskip("hypothesis")
 
 from fake_bus import PATIENCE_SECONDS, fake_bus
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_session import BUS, NONCE
 
@@ -39,6 +39,8 @@ thorough = settings(
     deadline=None,
     database=None,
     derandomize=EXAMPLES is None,
+    # On a machine that has much else to do, making inputs up takes its time.
+    suppress_health_check=[HealthCheck.too_slow],
 )
 
 # Requests that may go out in each of the shortest waits: one by the timer, one for a challenge and
@@ -48,6 +50,7 @@ REQUESTS_PER_WAIT = 3
 uint64 = st.one_of(st.integers(0, 300), st.integers(0, 2**64 - 1))
 nonces = st.one_of(st.just(NONCE), st.just(NONCE), uint64)
 buses = st.sampled_from([BUS, BUS + 1, 0])
+texts = st.text("a.*éß\N{CRAB}\0", max_size=12)
 cookies = st.one_of(st.just(b"cookie"), st.binary(max_size=400))
 pauses = st.sampled_from([0.0, 0.0, 0.001, 0.05, 0.1, 1.0, 3.0, 40.0, 86_400.0])
 
@@ -61,11 +64,11 @@ stamps = st.builds(
 )
 events = st.builds(
     bus_pb2.Event,
-    topic=st.text(max_size=20),
+    topic=texts,
     payload=st.binary(max_size=20),
     key=st.binary(max_size=5),
     time_unix_nano=uint64,
-    attributes=st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=2),
+    attributes=st.dictionaries(texts, texts, max_size=2),
 )
 answers = st.one_of(
     st.builds(
@@ -188,6 +191,28 @@ def test_a_session_believes_and_says_what_it_may(taken: list[Any]) -> None:
     driver.session.close()
     assert driver.session.handle_datagram(driver.now, Origin.BUS, b"") == []
     assert (driver.session.wake_at, driver.session.stats().awaited) == (math.inf, 0)
+
+
+said = st.sampled_from(
+    [
+        bus_pb2.Frame(challenge=bus_pb2.Challenge(cookie=b"c", nonce=NONCE)),
+        bus_pb2.Frame(lease=bus_pb2.Lease(bus=BUS, cookie=b"c", nonce=NONCE)),
+        bus_pb2.Frame(refusal=bus_pb2.Refusal(reason=bus_pb2.Refusal.UNKNOWN_LEASE, nonce=NONCE)),
+        bus_pb2.Frame(refusal=bus_pb2.Refusal(reason=bus_pb2.Refusal.FULL, nonce=NONCE)),
+    ]
+)
+
+
+@thorough
+@given(st.lists(said, min_size=8, max_size=40), st.sampled_from([0.0, 0.01, 0.1]))
+def test_no_bus_makes_a_session_talk_fast(answers: list[bus_pb2.Frame], wait: float) -> None:
+    driver = Driver()
+    driver.turn()
+    for answer in answers:
+        driver.hand(Origin.BUS, answer.SerializeToString())
+        driver.transmit()
+        driver.check()
+        driver.pause(wait)
 
 
 @thorough
