@@ -14,8 +14,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 const PIPE_BYTES: usize = 4_096;
 
 /// What one connection makes the admin hold, beside its answers: hyper's buffers of 8 KiB each,
-/// the pages, and the runtime.
-const BYTES_MAX: u64 = 1 << 20;
+/// the pages, the runtime, and the books that are made for it here.
+const BYTES_MAX: u64 = 4 << 20;
 
 /// Answers of one connection that are read: those to the shortest requests that fit an input.
 const ANSWERS_BYTES_MAX: usize = 16 << 20;
@@ -83,8 +83,8 @@ fn ask(requests: &[u8], client: SocketAddr, reloads: &Arc<Requests>) -> Vec<u8> 
 }
 
 fn check(answers: &str, is_local: bool) {
-    const STATUSES: [&str; 9] = [
-        "200", "400", "403", "404", "405", "414", "431", "501", "503",
+    const STATUSES: [&str; 10] = [
+        "100", "200", "400", "403", "404", "405", "414", "431", "501", "503",
     ];
     for answer in answers.split("HTTP/1.1 ").skip(1) {
         let status = answer.get(..3).unwrap_or(answer);

@@ -72,8 +72,13 @@ fn reload(settings: &Settings) {
     for (settings, subscribers) in [(settings, settings.subscribers.len()), (&plan.settings, 0)] {
         let mut events = Vec::new();
         let directory = &mut parts.directory;
-        let changes = parts.registrar.reconfigure(settings, directory, &mut events);
-        assert_eq!((changes.added.len(), changes.changed.len()), (subscribers, 0));
+        let changes = parts
+            .registrar
+            .reconfigure(settings, directory, &mut events);
+        assert_eq!(
+            (changes.added.len(), changes.changed.len()),
+            (subscribers, 0)
+        );
         assert_eq!(directory.subscribers().iter().count(), subscribers);
         assert!(events.is_empty());
     }

@@ -122,7 +122,10 @@ fn honest(tape: &mut Tape<'_>) {
     // More gaps than are awaited at once let the oldest be lost too early.
     let expected = (received, lost, dropped);
     let told = (counts.received, counts.lost, counts.dropped);
-    assert!(told == expected || counts.duplicates > 0, "{told:?}, not {expected:?}");
+    assert!(
+        told == expected || counts.duplicates > 0,
+        "{told:?}, not {expected:?}"
+    );
 }
 
 fn check_books(flow: &Tracker, before: FlowCounts, sequence: u64) {

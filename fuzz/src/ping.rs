@@ -32,7 +32,10 @@ pub fn run(data: &[u8]) {
     let stand_in = stand_in().lock().unwrap_or_else(PoisonError::into_inner);
     let answers = (0..tape.below(1 + DATAGRAMS_MAX)).map(|_| answer(&mut tape));
     let answers: Vec<_> = answers.collect();
-    stand_in.answers.send(answers.clone()).expect("it never ends");
+    stand_in
+        .answers
+        .send(answers.clone())
+        .expect("it never ends");
     let pong = crate::within(BYTES_MAX, || stand_in.publisher.ping(TIMEOUT));
     let pong = pong.expect("the true answer comes last");
     let expected = answers.iter().find_map(Answer::pong).unwrap_or(Pong {

@@ -10,9 +10,7 @@ use hailmary::bus::leases::LeaseLimits;
 use hailmary::bus::publishers::Publishers;
 use hailmary::bus::subscribers::Terms;
 use hailmary::bus::tally::EventTally;
-use hailmary::bus::{
-    Arrival, Directory, Forwarder, Registrar, Settings, StaticSubscriber, open,
-};
+use hailmary::bus::{Arrival, Directory, Forwarder, Registrar, Settings, StaticSubscriber, open};
 use hailmary_proto::decode::Decoder;
 use hailmary_proto::write::{EventParts, write_event};
 
@@ -50,8 +48,13 @@ fn drive(data: &[u8]) {
     }
 }
 
+/// An event's topic and number.
+type Received = (String, u32);
+
 fn text(tape: &mut Tape<'_>, is_legal: fn(&[u8]) -> bool) -> String {
-    let tokens: Vec<_> = (0..1 + tape.below(5)).map(|_| *tape.pick(&TOKENS)).collect();
+    let tokens: Vec<_> = (0..1 + tape.below(5))
+        .map(|_| *tape.pick(&TOKENS))
+        .collect();
     let text = tokens.join(".");
     match is_legal(text.as_bytes()) {
         true => text,
@@ -136,7 +139,9 @@ impl Bus {
 
     fn subscribe(&mut self, index: usize, topics: Vec<String>, tape: &mut Tape<'_>) {
         let frame_bytes_max = *tape.pick(&[None, Some(508), Some(2_000), Some(65_507)]);
-        self.settings.subscribers.retain(|one| one.address != address(index));
+        self.settings
+            .subscribers
+            .retain(|one| one.address != address(index));
         self.settings.subscribers.push(StaticSubscriber {
             name: format!("s{index}"),
             address: address(index),
@@ -148,7 +153,9 @@ impl Bus {
     }
 
     fn unsubscribe(&mut self, index: usize) {
-        self.settings.subscribers.retain(|one| one.address != address(index));
+        self.settings
+            .subscribers
+            .retain(|one| one.address != address(index));
         self.reconfigure();
     }
 
@@ -183,16 +190,22 @@ impl Bus {
             }
             self.handle(&datagram);
         }
-        assert_eq!(self.take_copies(), expected);
+        let mut got = self.take_copies();
+        for events in got.iter_mut().chain(&mut expected) {
+            // Only events of one topic have an order among them.
+            events.sort_by(|one, other| one.0.cmp(&other.0));
+        }
+        assert_eq!(got, expected);
         self.now += Duration::from_millis(1);
     }
 
-    fn expect(&self, topic: &str, expected: &mut [Vec<u32>]) {
+    fn expect(&self, topic: &str, expected: &mut [Vec<Received>]) {
         for subscriber in &self.settings.subscribers {
             let mut patterns = subscriber.topics.iter();
             if patterns.any(|pattern| naive::matches(pattern, topic)) {
                 let index = (0..SUBSCRIBERS).find(|index| address(*index) == subscriber.address);
-                expected[index.expect("one of them")].push(self.published);
+                let event = (topic.to_owned(), self.published);
+                expected[index.expect("one of them")].push(event);
             }
         }
     }
@@ -212,8 +225,8 @@ impl Bus {
         assert_eq!(tally.events, tally.matched + tally.unmatched);
     }
 
-    /// The numbers of the events that each subscriber gets.
-    fn take_copies(&mut self) -> Vec<Vec<u32>> {
+    /// The events that each subscriber gets.
+    fn take_copies(&mut self) -> Vec<Vec<Received>> {
         let mut got = vec![Vec::new(); SUBSCRIBERS];
         let mut copies = Vec::new();
         let mut decoder = Decoder::new();
@@ -229,10 +242,11 @@ impl Bus {
                 let index = (0..SUBSCRIBERS).find(|index| address(*index) == *to);
                 let datagram = [copy.stamp(), self.forwarder.body(copy)].concat();
                 let frame = decoder.decode(&datagram).expect("copies are frames");
-                let numbers = frame.events().map(|event| {
-                    u32::from_be_bytes(event.payload().try_into().expect("a number"))
+                let events = frame.events().map(|event| {
+                    let number = event.payload().try_into().expect("a number");
+                    (event.topic().to_owned(), u32::from_be_bytes(number))
                 });
-                got[index.expect("one of them")].extend(numbers);
+                got[index.expect("one of them")].extend(events);
             }
         }
         self.forwarder.end_frames();

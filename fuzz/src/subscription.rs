@@ -81,7 +81,13 @@ impl Driver {
     fn step(&mut self, tape: &mut Tape<'_>) {
         match tape.below(16) {
             0 => self.now += tape.pause(),
-            1 => self.now = self.subscription.poll_timeout().unwrap_or(self.now).max(self.now),
+            1 => {
+                self.now = self
+                    .subscription
+                    .poll_timeout()
+                    .unwrap_or(self.now)
+                    .max(self.now)
+            }
             2 => self.subscription.handle_timeout(self.now),
             3 => {
                 let datagram = tape.datagram();
@@ -177,12 +183,20 @@ impl Driver {
             self.now
         );
         let mut later = self.subscription.counts();
-        if self.subscription.poll_timeout().is_some_and(|due| due <= self.now) {
+        if self
+            .subscription
+            .poll_timeout()
+            .is_some_and(|due| due <= self.now)
+        {
             self.subscription.handle_timeout(self.now);
             self.transmit();
             later = self.subscription.counts();
             let due = self.subscription.poll_timeout();
-            assert!(due.is_none_or(|due| due > self.now), "{due:?} at {:?}", self.now);
+            assert!(
+                due.is_none_or(|due| due > self.now),
+                "{due:?} at {:?}",
+                self.now
+            );
         }
         self.counts = later;
     }

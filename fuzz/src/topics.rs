@@ -44,7 +44,10 @@ fn check_match(pattern: &str, topic: &str) {
 }
 
 fn check_inclusion(wide: &str, narrow: &str) {
-    if [wide, narrow].iter().any(|text| text.contains("fresh-token")) {
+    if [wide, narrow]
+        .iter()
+        .any(|text| text.contains("fresh-token"))
+    {
         return;
     }
     let all = naive::witnesses(narrow);

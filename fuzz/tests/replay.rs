@@ -7,7 +7,9 @@ use hailmary_fuzz::TARGETS;
 
 /// Each target's inputs, by name. There is at least one seed of each.
 fn inputs(kind: &str, target: &str) -> Vec<PathBuf> {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join(kind).join(target);
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join(kind)
+        .join(target);
     let Ok(entries) = fs::read_dir(directory) else {
         return Vec::new();
     };

@@ -12,7 +12,7 @@ use hailmary::bus::subscribers::Terms;
 use hailmary::bus::{Settings, StaticSubscriber};
 use hailmary_proto::v1::frame::Control;
 use hailmary_proto::v1::{Event, Frame, Ping, Report, Stamp, Subscribe, Unsubscribe};
-use hailmary_proto::write::{UNPROVEN_REQUEST_BYTES_MIN, pad};
+use hailmary_proto::write::{DATAGRAM_BYTES_MAX, UNPROVEN_REQUEST_BYTES_MIN, pad};
 use prost::Message;
 
 use super::UNIX_NANO;
@@ -51,7 +51,14 @@ pub(super) const SOURCES: [Source<'static>; 10] = [
 ];
 
 const TOPICS: [&str; 8] = [
-    "a", "a.b", "a.b.c", "b", "search.index.photo", "_hailmary.x", "a..b", "",
+    "a",
+    "a.b",
+    "a.b.c",
+    "b",
+    "search.index.photo",
+    "_hailmary.x",
+    "a..b",
+    "",
 ];
 
 const PATTERNS: [&str; 8] = ["a", ">", "a.*", "*.b", "a.>", "_hailmary.>", "b", "a.b"];
@@ -87,7 +94,11 @@ fn rules(tape: &mut Tape<'_>) -> Rules {
 fn terms(tape: &mut Tape<'_>) -> Terms {
     Terms {
         group: tape.one_in(4).then(|| "group".into()),
-        sample: *tape.pick(&[Sample::ALL, Sample::ALL, Sample::of_share(0.5).expect("a share")]),
+        sample: *tape.pick(&[
+            Sample::ALL,
+            Sample::ALL,
+            Sample::of_share(0.5).expect("a share"),
+        ]),
         events_per_second: *tape.pick(&[None, None, None, Some(2)]),
     }
 }
@@ -125,7 +136,11 @@ pub(super) fn settings(tape: &mut Tape<'_>) -> Settings {
             publish: rules(tape),
             subscribe: rules(tape),
         },
-        own_sources: tape.one_in(4).then(|| SOURCES[1].to_address()).into_iter().collect(),
+        own_sources: tape
+            .one_in(4)
+            .then(|| SOURCES[1].to_address())
+            .into_iter()
+            .collect(),
         leases: LeaseLimits {
             leases_max: 8 - tape.below(9),
             leases_per_origin_max: 4 - tape.below(5),
@@ -174,9 +189,10 @@ pub(super) fn events(tape: &mut Tape<'_>) -> Vec<u8> {
     let mut datagram = frame.encode_to_vec();
     // Many small ones: as the table of a frame grows.
     if tape.one_in(8) {
-        datagram = datagram.repeat(1 + usize::from(tape.byte()));
+        let times = (DATAGRAM_BYTES_MAX / datagram.len().max(1)).max(1);
+        datagram = datagram.repeat(times.min(usize::from(tape.byte()) + 1));
     }
-    datagram.truncate(65_507);
+    datagram.truncate(DATAGRAM_BYTES_MAX);
     datagram
 }
 
@@ -208,21 +224,21 @@ pub(super) fn subscribe(tape: &mut Tape<'_>, source: usize, model: &Model) -> Ve
     let patterns = *tape.pick(&[1, 1, 2, 3, 4, 0]);
     let topics = (0..patterns).map(|_| (*tape.pick(&PATTERNS)).to_owned());
     let subscribe = Subscribe {
-            topics: topics.collect(),
-            group: (*tape.pick(&["", "", "group", "other", "no group"])).to_owned(),
-            name: (*tape.pick(&NAMES)).to_owned(),
-            lease_ms: *tape.pick(&[0, 1, 1_000, 2_000, 300_000, u32::MAX]),
-            cookie,
-            max_frame_bytes: *tape.pick(&[0, 0, 1, 507, 508, 1_000, 65_507, u32::MAX]),
-            sample: *tape.pick(&[0.0, 0.0, 1.0, 0.5, -1.0, 2.0, f64::NAN]),
-            events_per_second: *tape.pick(&[0, 0, 1, 100, u32::MAX]),
-            report: tape.one_in(2).then(|| Report {
-                bus: *tape.pick(&[model.bus(), 1]),
-                received: tape.number(),
-                lost: tape.number(),
-                dropped: tape.number(),
-            }),
-            nonce,
+        topics: topics.collect(),
+        group: (*tape.pick(&["", "", "group", "other", "no group"])).to_owned(),
+        name: (*tape.pick(&NAMES)).to_owned(),
+        lease_ms: *tape.pick(&[0, 1, 1_000, 2_000, 300_000, u32::MAX]),
+        cookie,
+        max_frame_bytes: *tape.pick(&[0, 0, 1, 507, 508, 1_000, 65_507, u32::MAX]),
+        sample: *tape.pick(&[0.0, 0.0, 1.0, 0.5, -1.0, 2.0, f64::NAN]),
+        events_per_second: *tape.pick(&[0, 0, 1, 100, u32::MAX]),
+        report: tape.one_in(2).then(|| Report {
+            bus: *tape.pick(&[model.bus(), 1]),
+            received: tape.number(),
+            lost: tape.number(),
+            dropped: tape.number(),
+        }),
+        nonce,
     };
     request(tape, Control::Subscribe(subscribe))
 }

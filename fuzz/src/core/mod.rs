@@ -209,7 +209,8 @@ impl World {
             for copy in &copies {
                 let datagram = [copy.stamp(), forwarder.body(copy)].concat();
                 let frame = self.decoder.decode(&datagram).expect("copies are frames");
-                self.model.check_copy(&self.directory, copy, &datagram, &frame);
+                self.model
+                    .check_copy(&self.directory, copy, &datagram, &frame);
                 let is_refused = self.refused >> (number % 8) & 1 == 1;
                 let reason = match (copy.is_sendable, is_refused) {
                     (false, _) => Some(CopyDrop::TooLarge),
@@ -220,11 +221,13 @@ impl World {
                 match reason {
                     Some(reason) => {
                         forwarder.handle_dropped(&self.directory, copy);
-                        self.ledger.count_dropped_copy(copy.series, copy.events, reason);
+                        self.ledger
+                            .count_dropped_copy(copy.series, copy.events, reason);
                     }
                     None => {
                         self.model.note_sent(copy);
-                        self.ledger.count_sent(copy.series, copy.events, datagram.len());
+                        self.ledger
+                            .count_sent(copy.series, copy.events, datagram.len());
                     }
                 }
             }
@@ -279,19 +282,25 @@ impl World {
         self.model.check_expired(self.now, &events);
         self.note(&events);
         let due = self.registrar.poll_timeout();
-        assert!(due.is_none_or(|due| due > self.now), "no turning in a circle");
+        assert!(
+            due.is_none_or(|due| due > self.now),
+            "no turning in a circle"
+        );
         for (_, publishers) in &mut self.workers {
             self.ledger.count_flow(publishers.handle_timeout(self.now));
             let due = publishers.poll_timeout();
-            assert!(due.is_none_or(|due| due > self.now), "no turning in a circle");
+            assert!(
+                due.is_none_or(|due| due > self.now),
+                "no turning in a circle"
+            );
         }
     }
 
     fn reconfigure(&mut self) {
         let mut events = Vec::new();
-        let changes =
-            self.registrar
-                .reconfigure(&self.settings, &mut self.directory, &mut events);
+        let changes = self
+            .registrar
+            .reconfigure(&self.settings, &mut self.directory, &mut events);
         self.model.check_reconfigured(&changes, &events);
         self.note(&events);
         self.model.follow(&self.directory, &self.settings);
@@ -339,10 +348,14 @@ fn heard(
     news: &mut FlowCounts,
 ) -> Heard {
     let next = |publishers: &Publishers| publishers.get(stamp.sender).map(|flow| flow.next());
-    let last = workers.iter_mut().max_by_key(|(_, publishers)| next(publishers));
+    let last = workers
+        .iter_mut()
+        .max_by_key(|(_, publishers)| next(publishers));
     if let Some((_, publishers)) = last {
         *news = news.plus(publishers.observe_aside(now, stamp));
     }
-    let known = workers.iter().filter_map(|(_, publishers)| publishers.get(stamp.sender));
+    let known = workers
+        .iter()
+        .filter_map(|(_, publishers)| publishers.get(stamp.sender));
     known.map(Heard::of).fold(Heard::default(), Heard::plus)
 }

@@ -15,9 +15,7 @@ use std::time::Duration;
 use hailmary::bus::address::{Address, Origin};
 use hailmary::bus::directory::Reconfigured;
 use hailmary::bus::leases::{LeaseEvent, LeaseLimits};
-use hailmary::bus::limits::{
-    CHALLENGE_AGE_MAX, COOKIE_AGE_MAX, HOPS_MAX, LEASE_MS_MIN,
-};
+use hailmary::bus::limits::{CHALLENGE_AGE_MAX, COOKIE_AGE_MAX, HOPS_MAX, LEASE_MS_MIN};
 use hailmary::bus::sample::Weight;
 use hailmary::bus::subscribers::{SubscriberId, Tenure};
 use hailmary::bus::{Directory, FrameCopy, Settings};
@@ -102,7 +100,8 @@ impl Model {
 
     pub(super) fn follow(&mut self, directory: &Directory, settings: &Settings) {
         self.note_settings(settings);
-        self.told.retain(|id, _| directory.subscribers().get(*id).is_some());
+        self.told
+            .retain(|id, _| directory.subscribers().get(*id).is_some());
         let names = directory.series_names().len();
         let names_max = 1 + self.static_names.len() + self.leased_series_max;
         assert!(names <= names_max, "{names} series of {names_max}");
@@ -159,7 +158,9 @@ impl Model {
     ) {
         assert!(events.len() <= 1, "{events:?}");
         let proof = self.proof(now, from, request);
-        let frame = answer.as_deref().map(|answer| Frame::decode(answer).expect("a frame"));
+        let frame = answer
+            .as_deref()
+            .map(|answer| Frame::decode(answer).expect("a frame"));
         let control = frame.and_then(|frame| frame.control);
         assert_eq!(answer.is_some(), control.is_some());
         let is_leased = self.leases.contains_key(from);
@@ -176,7 +177,9 @@ impl Model {
             }
             (Some(LeaseEvent::Renewed { id, .. }), Some(Control::Lease(lease))) => {
                 assert!(is_leased && proof.is_some_and(|age| age <= COOKIE_AGE_MAX));
-                let before = self.note_lease(now, from, *id, lease).expect("it was leased");
+                let before = self
+                    .note_lease(now, from, *id, lease)
+                    .expect("it was leased");
                 assert_eq!(before.id, *id);
                 if before.nonce != lease.nonce {
                     self.told.remove(id);
@@ -239,7 +242,10 @@ impl Model {
     }
 
     fn leases_of(&self, origin: Origin) -> usize {
-        self.leases.keys().filter(|address| address.origin() == origin).count()
+        self.leases
+            .keys()
+            .filter(|address| address.origin() == origin)
+            .count()
     }
 
     /// The leases that are over, and no others, have ended.
@@ -285,7 +291,12 @@ impl Model {
             }
             let stamp = subscriber.flow.stamp(self.bus, 0, 0, Weight::ONE);
             let told = self.told.get(&id).copied().unwrap_or_default();
-            assert_eq!(stamp.sequence, told.sent + stamp.dropped, "{}", subscriber.address);
+            assert_eq!(
+                stamp.sequence,
+                told.sent + stamp.dropped,
+                "{}",
+                subscriber.address
+            );
         }
     }
 }
