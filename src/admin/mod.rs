@@ -26,7 +26,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{sleep, timeout};
 use tower_service::Service;
@@ -244,7 +244,19 @@ async fn accept(listener: TcpListener, router: Router) {
 #[derive(Clone, Copy, Debug)]
 struct Client(SocketAddr);
 
-async fn serve(stream: TcpStream, client: SocketAddr, router: Router) {
+/// Answers the requests of one connection, whatever carries it, as the admin does.
+pub async fn converse<S>(stream: S, client: SocketAddr, state: Arc<State>, reloads: Arc<Requests>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let router = router(Arc::new(Desk::new(state, reloads)));
+    serve(stream, client, router).await;
+}
+
+async fn serve<S>(stream: S, client: SocketAddr, router: Router)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let service = service_fn(move |mut request: hyper::Request<Incoming>| {
         request.extensions_mut().insert(Client(client));
         router.clone().call(request)

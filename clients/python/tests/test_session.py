@@ -392,6 +392,19 @@ def test_an_unknown_lease_is_asked_anew_at_once_without_its_cookie() -> None:
     assert subscriber.request() is None, "the next one by the timer"
 
 
+def test_challenges_and_refusals_in_turn_are_answered_by_the_timer() -> None:
+    subscriber = Subscriber()
+    subscriber.next_request()
+    subscriber.challenge()
+    assert subscriber.request() is not None
+    for _ in range(3):
+        subscriber.refuse(bus_pb2.Refusal.UNKNOWN_LEASE)
+        subscriber.challenge(b"another")
+        assert subscriber.request() is None
+    assert subscriber.session.transmit_at >= subscriber.now + RETRY_SECONDS_MIN
+    assert subscriber.next_request().cookie == b"another"
+
+
 def test_closing_gives_the_lease_up() -> None:
     subscriber = subscribed()
     farewell = subscriber.session.close()

@@ -472,14 +472,14 @@ impl Subscription {
         }
     }
 
-    /// At once where a lease stood until now, else by the timer.
+    /// At once where a lease stood until now, else by the timer. Whoever has answered a challenge
+    /// has had its one answer at once: another after this is no first one.
     fn begin_again(&mut self, now: Duration) {
         self.request.cookie.clear();
         if matches!(self.phase, Phase::Held { .. }) {
             self.end_lease(Phase::Asking);
             self.transmit_at = now;
         }
-        self.phase = Phase::Asking;
     }
 }
 
@@ -903,6 +903,21 @@ mod tests {
         assert!(request(&mut subscription, 1_001).cookie.is_empty());
         answer(&mut subscription, 1_002, refusal(Reason::UnknownLease));
         assert_eq!(subscription.poll_transmit(ms(1_002)), None);
+    }
+
+    #[test]
+    fn challenges_and_refusals_in_turn_are_answered_by_the_timer() {
+        let mut subscription = subscription();
+        request(&mut subscription, 0);
+        answer(&mut subscription, 1, challenge(b"c"));
+        assert_eq!(request(&mut subscription, 1).cookie, b"c");
+        for _ in 0..3 {
+            answer(&mut subscription, 2, refusal(Reason::UnknownLease));
+            answer(&mut subscription, 2, challenge(b"d"));
+            assert_eq!(subscription.poll_transmit(ms(2)), None);
+        }
+        assert_eq!(subscription.poll_timeout(), Some(ms(201)));
+        assert_eq!(request(&mut subscription, 201).cookie, b"d");
     }
 
     #[test]

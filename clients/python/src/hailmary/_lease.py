@@ -215,12 +215,13 @@ class Lease:
             self.refusal = Reason.FULL if full else Reason.OTHER
 
     def _begin_again(self, now: float) -> None:
-        """At once where a lease stood until now, else by the timer."""
+        """At once where a lease stood until now, else by the timer. Whoever has
+        answered a challenge has had its one answer at once: another after this
+        is no first one."""
         self._request.cookie = b""
         if self.held:
             self._end_lease(_Phase.ASKING)
             self.transmit_at = now
-        self._phase = _Phase.ASKING
 
     def _end_lease(self, phase: _Phase) -> None:
         self._phase = phase

@@ -1,0 +1,4 @@
+#![no_main]
+#![expect(missing_docs, reason = "a program, told of in hailmary_fuzz::config")]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| hailmary_fuzz::config::run(data));

@@ -1,0 +1,7 @@
+#![no_main]
+#![expect(
+    missing_docs,
+    reason = "a program, told of in hailmary_fuzz::subscription"
+)]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| hailmary_fuzz::subscription::run(data));
