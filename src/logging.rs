@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 use tracing::{Level, warn};
-use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
 use sink::{Line, Sink};
 
@@ -27,29 +26,37 @@ pub enum Format {
 /// What this process has logged and not yet written.
 static SINK: Sink = Sink::new();
 
-/// Sends this program's logs of `level` and above to standard error, by a thread of its own.
+/// Takes this program's logs of `level` and above. They wait till [`write`] or [`finish`] sends
+/// them to standard error.
 pub fn start(format: Format, level: Level) {
-    let thread = thread::Builder::new().name("log".to_owned());
-    let writer = match thread.spawn(|| SINK.write_to(io::stderr())) {
-        Ok(_) => BoxMakeWriter::new(|| Line(&SINK)),
-        // Whoever has no thread to give for this has none for the bus either, which says so.
-        Err(_) => BoxMakeWriter::new(io::stderr),
-    };
     let builder = tracing_subscriber::fmt()
         .with_max_level(level)
         .with_ansi(io::stderr().is_terminal())
         // It would tell standard error that standard error does not work, and panic.
         .log_internal_errors(false)
-        .with_writer(writer);
+        .with_writer(|| Line(&SINK));
     match format {
         Format::Text => builder.with_target(false).init(),
         Format::Json => builder.json().flatten_event(true).init(),
     }
 }
 
+/// Writes from here on what is logged, by a thread of its own, which is held by the same fences as
+/// the one that calls this.
+///
+/// # Errors
+///
+/// Where a thread cannot be had. What was logged waits on.
+pub fn write() -> io::Result<()> {
+    let thread = thread::Builder::new().name("log".to_owned());
+    thread.spawn(|| SINK.write_to(io::stderr()))?;
+    SINK.set_served();
+    Ok(())
+}
+
 /// Waits a while for the last lines to be written.
 pub fn finish() {
-    SINK.finish();
+    SINK.finish(io::stderr());
 }
 
 /// Lines that standard error did not take, or not soon enough.

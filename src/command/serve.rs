@@ -95,6 +95,7 @@ pub(super) fn serve(
     let (egress, admin) = open_others(&plan)?;
     // After all that takes rights, and before any thread is started.
     let confinement = confine(plan.confine, needs(&plan, &source))?;
+    logging::write().context("cannot start a thread to log by")?;
     // Fails once, here, on a system without randomness, so that it never does later.
     random().context("the system has no randomness")?;
     let source_of_bytes = Box::new(|| random().unwrap_or_else(|_| std::process::abort()));

@@ -35,6 +35,8 @@ struct Waiting {
     bytes: usize,
     /// Whether a line that was taken is still being written.
     is_writing: bool,
+    /// Whether there is a thread that writes.
+    is_served: bool,
 }
 
 impl Sink {
@@ -44,6 +46,7 @@ impl Sink {
                 lines: VecDeque::new(),
                 bytes: 0,
                 is_writing: false,
+                is_served: false,
             }),
             is_filled: Condvar::new(),
             is_written: Condvar::new(),
@@ -69,6 +72,11 @@ impl Sink {
         self.is_filled.notify_one();
     }
 
+    /// There is a thread now that writes.
+    pub(super) fn set_served(&self) {
+        self.waiting().is_served = true;
+    }
+
     /// Writes lines for ever.
     pub(super) fn write_to(&self, mut to: impl Write) -> ! {
         let mut told = 0;
@@ -87,11 +95,18 @@ impl Sink {
         }
     }
 
-    /// Waits till all lines are written, or nobody takes them.
-    pub(super) fn finish(&self) {
+    /// Waits till all lines are written, or nobody takes them. Where no thread writes, as nothing
+    /// was started yet, the caller does.
+    pub(super) fn finish(&self, mut to: impl Write) {
         let is_busy = |waiting: &mut Waiting| waiting.is_writing || !waiting.lines.is_empty();
-        let waiting = self.waiting();
-        // In vain or not, this is the end.
+        let mut waiting = self.waiting();
+        if !waiting.is_served {
+            let lines = std::mem::take(&mut waiting.lines);
+            // In vain or not, this is the end.
+            let _ = lines.iter().try_for_each(|line| to.write_all(line));
+            return;
+        }
+        // So is this.
         let _ = self
             .is_written
             .wait_timeout_while(waiting, END_PATIENCE, is_busy);
@@ -182,12 +197,23 @@ mod tests {
         let sink: &'static Sink = Box::leak(Box::new(Sink::new()));
         let (sender, written) = std::sync::mpsc::channel();
         std::thread::spawn(|| sink.write_to(Full(sender)));
+        sink.set_served();
         for line in [&b"a"[..], b"x", b"b"] {
             sink.put(line);
         }
-        sink.finish();
+        sink.finish(io::sink());
         assert_eq!(sink.lost(), 1);
         let written: Vec<_> = written.try_iter().collect();
         assert_eq!(written, [b"a", b"b"]);
+    }
+
+    #[test]
+    fn what_waits_before_a_thread_writes_is_written_at_the_end() {
+        let sink = Sink::new();
+        sink.put(b"a ");
+        sink.put(b"b");
+        let mut written = Vec::new();
+        sink.finish(&mut written);
+        assert_eq!(written, b"a b");
     }
 }
