@@ -15,13 +15,17 @@
     clippy::cast_possible_truncation,
     clippy::cast_possible_wrap,
     clippy::cast_sign_loss,
+    clippy::indexing_slicing,
     clippy::unreachable,
-    reason = "figures of a simulation, far within their types"
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test, whose figures are far within their types"
 )]
 
 mod bus;
 mod clock;
 #[path = "../../proto/tests/support/datagrams.rs"]
+#[allow(dead_code, reason = "other tests make legal ones, too")]
 mod datagrams;
 mod faults;
 mod law;

@@ -870,25 +870,33 @@ impl World {
         }
         for index in 0..self.subscribers.len() {
             let subscriber = &mut self.subscribers[index];
-            let is_gone = subscriber.life == Life::Dead || subscriber.is_refused();
             subscriber.buffer_max = 1_000;
             subscriber.read_after = 0;
-            if is_gone {
-                let request = self.request();
+            if let Life::Stopped(_) = subscriber.life {
+                subscriber.life = Life::Stopped(self.now);
+                self.wake_subscriber(index);
+            }
+        }
+        // What was refused before is still on its way.
+        self.run_until(self.now + 2 * SECOND)?;
+        self.revive();
+        self.run_until(self.now + CALM)
+    }
+
+    /// Others come in the place of those who have gone, or were refused for good.
+    fn revive(&mut self) {
+        for index in 0..self.subscribers.len() {
+            let subscriber = &self.subscribers[index];
+            if subscriber.life == Life::Dead || subscriber.is_refused() {
                 self.subscribers[index].request = Subscribe {
-                    name: "again".to_owned(),
-                    sample: 0.0,
-                    max_frame_bytes: 0,
                     topics: vec![">".to_owned()],
-                    ..request
+                    name: "again".to_owned(),
+                    ..Subscribe::default()
                 };
                 let address = self.address();
                 self.restart_subscriber(index, address);
             }
-            self.subscribers[index].life = Life::Running;
-            self.wake_subscriber(index);
         }
-        self.run_until(self.now + CALM)
     }
 
     /// Whoever lives gets what is published for it, once.
@@ -1069,6 +1077,8 @@ impl Summary {
         for (sum, more) in pairs {
             *sum += more;
         }
+        // Whatever the order in which they end.
+        self.hash = self.hash.wrapping_add(other.hash);
     }
 
     fn add_bus(&mut self, station: &mut Station) {
@@ -1088,7 +1098,7 @@ impl std::fmt::Display for Summary {
             f,
             "{hours:.1} h simulated in {} steps; {} events, {} copies, {} leases; {} datagrams, of which \
              {} were lost, {} doubled, {} bent and {} found a full buffer; {} mishaps; {} frames refused \
-             for padding alone",
+             for padding alone; trace {:016x}",
             self.steps,
             self.events,
             self.copies,
@@ -1100,6 +1110,7 @@ impl std::fmt::Display for Summary {
             self.overflowed,
             self.mishaps,
             self.stricter,
+            self.hash,
         )
     }
 }
