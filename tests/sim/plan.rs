@@ -230,8 +230,8 @@ impl Plan {
                 rules.remove(0);
             }
         }
-        if rng.chance(odd) {
-            plan.limits.leases_max = rng.index(6);
+        if rng.chance(odd.max(300_000)) {
+            plan.limits.leases_max = rng.index(9);
             plan.limits.leases_per_origin_max = 1 + rng.index(3);
             plan.limits.patterns_max = 1 + rng.index(3);
             plan.limits.group_members_max = 1 + rng.index(3);
