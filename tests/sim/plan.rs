@@ -218,7 +218,7 @@ impl Plan {
         let mut plan = Self::open(rng, own);
         let draw = |rng: &mut Rng| Rule {
             whom: *rng.pick(&[Whom::Everybody, Whom::From(64), Whom::From(128), Whom::Ipv6]),
-            topic: *rng.pick(&[">", "secret.>", "a.>", "spam.*", "_hailmary.>"]),
+            topic: rng.pick::<&str>(&[">", "secret.>", "a.>", "spam.*", "_hailmary.>"]),
             effect: *rng.pick(&[Effect::Allow, Effect::Deny, Effect::Deny]),
         };
         for rules in [&mut plan.publish, &mut plan.subscribe] {
