@@ -140,7 +140,10 @@ impl Fanout {
             && frame.weight == weight
         {
             let (first, others) = run.split_at_bytes(body_max.saturating_sub(frame.body.len()));
-            frame.append(first.bytes(), first.len(), hops);
+            // Of a run that is not in it the frame has not the hops either.
+            if !first.is_empty() {
+                frame.append(first.bytes(), first.len(), hops);
+            }
             rest = others;
         }
         while !rest.is_empty() {

@@ -9,7 +9,9 @@
 //!
 //! # One turn
 //!
-//! 1. [`Forwarder::begin_turn`]. From here to step 4 the directory must not change, so that sets
+//! 1. [`Registrar::handle_timeout`] where [`Registrar::poll_timeout`] has been reached, so that
+//!    nothing goes by a lease that has ended, however long the caller slept. Then
+//!    [`Forwarder::begin_turn`]. From here to step 4 the directory must not change, so that sets
 //!    and places stand still while frames are under construction.
 //! 2. [`Forwarder::handle_datagram`] for each received datagram. Its events are copied into
 //!    frames under construction, a control message waits. If [`Forwarder::is_full`], go to step 3

@@ -700,6 +700,40 @@ fn frames_are_filled_to_the_subscribers_size_and_too_large_ones_marked() {
 }
 
 #[test]
+fn a_frame_has_no_hops_of_an_event_that_it_had_no_room_for() {
+    let mut bus = bus();
+    leased(&mut bus, T0, HERE, &["a"]);
+    for hops in [0, 5] {
+        let event = Event {
+            topic: "a".to_owned(),
+            payload: vec![0; 40_000],
+            ..Event::default()
+        };
+        let stamp = Some(Stamp {
+            hops,
+            ..Stamp::default()
+        });
+        let frame = Frame {
+            events: vec![event],
+            stamp,
+            ..Frame::default()
+        };
+        let arrival = Arrival {
+            source: Source::Ip(HERE.parse().unwrap()),
+            listener: 0,
+            now: T0,
+            unix_nano: 0,
+        };
+        bus.handle_datagram(arrival, &frame.encode_to_vec(), &mut EventTally::default())
+            .unwrap();
+    }
+    let mut copies = Vec::new();
+    bus.poll_copies(&mut copies, 9);
+    let hops = |copy: &FrameCopy| Frame::decode(copy.stamp()).unwrap().stamp.unwrap().hops;
+    assert_eq!(copies.iter().map(hops).collect::<Vec<_>>(), [1, 6]);
+}
+
+#[test]
 fn only_the_hop_limit_stops_a_frame() {
     let mut bus = bus();
     leased(&mut bus, T0, HERE, &["a"]);

@@ -333,6 +333,7 @@ impl EventLoop {
     }
 
     fn work(&mut self, shared: &Shared) -> Found {
+        self.end_leases(shared);
         let found = self.forward(shared);
         match &self.controls {
             Controls::Registrar { .. } => self.act_on_controls(shared),
@@ -631,6 +632,24 @@ impl EventLoop {
             if !sender.send(message) {
                 self.ledger.count_lease(&LeaseEvent::Unanswered);
             }
+        }
+    }
+
+    /// Ends the leases whose time is over before anything is forwarded: in a process that stood
+    /// still they may be over for long, and their addresses others' by now.
+    fn end_leases(&mut self, shared: &Shared) {
+        let Controls::Registrar { registrar, .. } = &mut self.controls else {
+            return;
+        };
+        if registrar.poll_timeout().is_none_or(|end| end > self.now) {
+            return;
+        }
+        let directory = shared.directory.write();
+        let mut directory = directory.unwrap_or_else(PoisonError::into_inner);
+        registrar.handle_timeout(self.now, &mut directory, &mut self.lease_events);
+        for event in self.lease_events.drain(..) {
+            self.ledger.count_lease(&event);
+            show(&self.parts.state, &directory, &event);
         }
     }
 

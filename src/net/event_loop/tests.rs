@@ -909,6 +909,23 @@ fn what_waits_in_a_listener_that_closes_is_taken_whatever_one_call_says() {
     }
 }
 
+/// As a process that was stopped, or whose host was suspended.
+#[test]
+fn who_stood_still_sends_nothing_by_leases_that_ended_meanwhile() {
+    let mut world = World::new();
+    world.act(Deed::Take(0, "a"));
+    let roamer = world.roamer(0);
+    world.readers[roamer].pattern = None;
+    world.hand(&Handed {
+        from: From::Host(0),
+        flaw: Flaw::None,
+        events: vec![("a", 1)],
+    });
+    world.event_loop.now += Duration::from_secs(3_600);
+    world.settle();
+    assert_eq!(world.shared.directory().subscribers().leases(), 0);
+}
+
 #[test]
 fn a_refusal_costs_the_next_copy_and_no_other() {
     let mut world = World::new();
