@@ -58,7 +58,7 @@ fn every_thread_of_a_bus_is_confined_without_being_told_to() {
     ));
     let threads = threads(&bus);
     let names: Vec<_> = threads.iter().map(|thread| &thread["Name"]).collect();
-    assert_eq!(names.len(), 6, "{names:?}");
+    assert_eq!(names.len(), 7, "{names:?}");
     for thread in &threads {
         for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
             assert_eq!(thread[set], "0000000000000000", "{set} of {thread:?}");

@@ -2,7 +2,7 @@
 //! others (`LD_PRELOAD`, ld.so(8)). It stands beside the tests as a source, and they compile it.
 //!
 //! The file named by `HAILMARY_TEST_CLOCK` holds by how many seconds the program's clock is ahead.
-//! It is opened once, so that a program may give up its right to open files.
+//! It is opened as the program starts, which may give up its right to open files later.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::os::fd::AsRawFd;
@@ -47,6 +47,15 @@ fn ahead_seconds() -> i64 {
     });
     ahead.map_or(0, |ahead| ahead.load(Ordering::Relaxed))
 }
+
+extern "C" fn open_file() {
+    ahead_seconds();
+}
+
+/// What the loader calls before the program begins.
+#[used]
+#[unsafe(link_section = ".init_array")]
+static AT_START: extern "C" fn() = open_file;
 
 /// Stands in for clock_gettime(3).
 ///

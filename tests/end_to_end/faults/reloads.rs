@@ -15,7 +15,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::support::evidence::{figure, tell};
 use crate::support::{
-    EndOnDrop, PATIENCE, Serving, assert_laws, datagram, event, sum, value, wait_until,
+    EndOnDrop, PATIENCE, Serving, assert_laws, datagram, event, hailmary, sum, value, wait_until,
 };
 
 const LISTEN: &str = "[listen]\nudp = [\"127.0.0.1:0\"]\n";
@@ -55,6 +55,17 @@ struct Scene {
 
 impl Scene {
     fn start() -> Self {
+        Self::start_by(hailmary())
+    }
+
+    /// A bus that may read anything, whatever is put into its file's place.
+    fn start_unconfined() -> Self {
+        let mut program = hailmary();
+        program.env("HAILMARY_CONFINE", "off");
+        Self::start_by(program)
+    }
+
+    fn start_by(mut program: Command) -> Self {
         let subscriber = UdpSocket::bind("127.0.0.1:0").unwrap();
         subscriber.set_read_timeout(Some(PATIENCE)).unwrap();
         let address = subscriber.local_addr().unwrap();
@@ -64,7 +75,9 @@ impl Scene {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("bus.toml");
         fs::write(&file, &good).unwrap();
-        let bus = Serving::start_configured(file.to_str().unwrap());
+        program.args(["serve", "--admin", "127.0.0.1:0", "--config"]);
+        program.arg(&file);
+        let bus = Serving::start_as(program);
         Self {
             directory,
             file,
@@ -298,7 +311,7 @@ fn wrong_listeners(taken: SocketAddr) -> Vec<(String, String)> {
 
 #[test]
 fn what_cannot_be_read_changes_nothing() {
-    let scene = Scene::start();
+    let scene = Scene::start_unconfined();
     let sent = scene.while_events_flow(|| {
         for (wanted, put) in NO_TEXTS {
             scene.clear();
