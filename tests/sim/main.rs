@@ -31,6 +31,7 @@ mod faults;
 mod law;
 mod network;
 mod oracle;
+mod party;
 mod plan;
 mod publisher;
 mod rng;

@@ -20,8 +20,9 @@ use hailmary_proto::v1::refusal::Reason;
 use hailmary_proto::v1::{Frame, Stamp, Subscribe};
 use prost::Message;
 
-use super::bus::{Acted, Bus, Decided, FlowRead, Turn, key_of, socket_address};
+use super::bus::{Acted, Bus, Decided, FlowRead, Sent, Turn, key_of, socket_address};
 use super::law::{Broken, Kept, law};
+use super::party::{Due, Party, Taken, weight_of};
 use super::plan::{self, Asked, Plan, Policy, Right, Static};
 use super::wire;
 
@@ -215,25 +216,6 @@ impl Books {
         }
         self
     }
-}
-
-/// An event that a party is to get.
-struct Due<'a> {
-    slice: &'a [u8],
-    key: Vec<u8>,
-    weight: f64,
-    hops: u32,
-    taken_by: Option<Key>,
-}
-
-/// Those of whom one gets each event of a topic.
-struct Party<'a> {
-    members: Vec<Key>,
-    /// Each is to get each event, without any choice of the bus.
-    is_certain: bool,
-    due: Vec<Due<'a>>,
-    /// Behind the last event that a member got.
-    cursors: BTreeMap<Key, usize>,
 }
 
 /// A topic within one turn.
@@ -630,15 +612,13 @@ impl Oracle {
                 continue;
             }
             let one = Party {
-                members: vec![key.clone()],
                 is_certain: member.is_plain() && !is_thinned,
-                due: Vec::new(),
-                cursors: BTreeMap::new(),
+                ..Party::of(key)
             };
             match member.terms.group.as_str() {
                 "" => alone.push(one),
                 group => match parties.get_mut(group) {
-                    Some(party) => party.members.push(key.clone()),
+                    Some(party) => party.add(key),
                     None => drop(parties.insert(group.to_owned(), one)),
                 },
             }
@@ -650,134 +630,110 @@ impl Oracle {
         }
     }
 
-    fn check_sends(
+    fn check_sends<'a>(
         &mut self,
-        turn: &Turn,
-        routes: &mut BTreeMap<String, Route<'_>>,
+        turn: &'a Turn,
+        routes: &mut BTreeMap<String, Route<'a>>,
     ) -> Result<BTreeMap<Key, Handed>, Broken> {
         let mut handed: BTreeMap<Key, Handed> = BTreeMap::new();
-        let mut running: BTreeMap<Key, Flow> = BTreeMap::new();
-        for sent in &turn.sends {
-            let Some(member) = self.members.get_mut(&sent.key) else {
-                law!(
-                    false,
-                    "nothing is sent to an address without a lease or a static entry",
-                    "{:?}",
-                    sent.key
-                );
-                continue;
-            };
-            law!(
-                sent.to == member.address,
-                "copies go to the subscriber's own address",
-                "{:?} to {}",
-                sent.key,
-                sent.to
-            );
-            if let Some(lease) = &member.lease {
-                // Others see an end when the data thread with the registrar has.
-                law!(
-                    lease.expires > turn.now || turn.worker > 0,
-                    "nothing is sent to an address whose lease has ended",
-                    "{:?} at {:?}, ended {:?}",
-                    sent.key,
-                    turn.now,
-                    lease.expires
-                );
-            }
-            law!(
-                sent.series == member.series,
-                "a copy is counted under its subscriber's name",
-                "{:?}: {} instead of {}",
-                sent.key,
-                sent.series,
-                member.series
-            );
-            let bytes = sent.bytes.len();
-            let fits = bytes <= member.max as usize;
-            law!(
-                fits == (sent.dropped != Some(CopyDrop::TooLarge)),
-                "no datagram is larger than its subscriber takes, and none that is not is dropped for that",
-                "{bytes} of {} bytes, {:?}",
-                member.max,
-                sent.dropped
-            );
-            law!(
-                bytes <= member.target as usize || sent.events == 1,
-                "frames are filled to their size and no further",
-                "{bytes} of {} bytes with {} events",
-                member.target,
-                sent.events
-            );
-            let Some(read) = wire::read(&sent.bytes) else {
-                law!(
-                    false,
-                    "what the bus sends is a frame",
-                    "{:02x?}",
-                    sent.bytes
-                );
-                continue;
-            };
+        let mut running: BTreeMap<&Key, Flow> = BTreeMap::new();
+        let mut hops = Vec::new();
+        for (number, sent) in turn.sends.iter().enumerate() {
+            let member = self.receiver(turn, sent)?;
+            check_size(member, sent)?;
+            let read = self.check_copy(sent)?;
             let stamp = read.frame.stamp.unwrap_or_default();
-            law!(
-                stamp.sender == self.bus && read.frame.control.is_none(),
-                "a copy bears the bus's stamp and no message",
-                "{stamp:?}"
-            );
-            law!(
-                read.slices.len() == sent.events as usize && sent.events > 0,
-                "a copy has as many events as are counted",
-                "{} and {}",
-                read.slices.len(),
-                sent.events
-            );
-            let flow = running.entry(sent.key.clone()).or_insert(member.flow);
-            law!(
-                stamp.sequence >= flow.events
-                    && stamp.dropped >= flow.dropped
-                    && stamp.dropped <= stamp.sequence,
-                "a flow's stamps never fall",
-                "{stamp:?} after {flow:?}"
-            );
-            *flow = Flow {
-                events: stamp.sequence + u64::from(sent.events),
-                dropped: stamp.dropped,
-            };
-            let share = member.share();
-            let events = read.frame.events.iter().zip(&read.slices);
-            let mut hops = 0;
-            for (event, slice) in events {
-                let Some(route) = routes.get_mut(&event.topic) else {
-                    law!(false, "only events that came are sent", "{:?}", event.topic);
-                    continue;
+            follow_flow(
+                running.entry(&sent.key).or_insert(member.flow),
+                sent,
+                &stamp,
+            )?;
+            for (event, slice) in read.frame.events.iter().zip(&read.slices) {
+                let taken = Taken {
+                    copy: number,
+                    slice,
+                    told: stamp.weight,
+                    hops: stamp.hops,
+                    share: member.share(),
                 };
-                let due = deliver(route, &sent.key, slice)?;
-                hops = hops.max(due.hops);
-                check_weight(turn.level, due.weight, share, stamp.weight)?;
+                take(routes, &event.topic, &sent.key, taken)?;
             }
-            law!(
-                stamp.hops == hops,
-                "a frame tells the most buses that its events have passed",
-                "{} instead of {hops}",
-                stamp.hops
-            );
+            hops.push((stamp.hops, 0));
             let count = handed.entry(sent.key.clone()).or_default();
-            let series = self.books.series(sent.series);
-            let events = u64::from(sent.events);
-            match sent.dropped {
-                None => {
-                    count.sent += events;
-                    series.events += events;
-                    series.frames += 1;
-                    series.bytes += bytes as u64;
-                }
-                Some(reason) => {
-                    count.failed += events;
-                    series.dropped[reason as usize] += events;
-                }
-            }
+            count_copy(sent, count, self.books.series(sent.series));
         }
+        for party in routes.values_mut().flat_map(|route| &mut route.parties) {
+            party.settle(turn.level, &mut hops)?;
+        }
+        let wrong = hops.iter().find(|(told, most)| told != most);
+        law!(
+            wrong.is_none(),
+            "a frame tells the most buses that its events have passed",
+            "told and passed: {wrong:?}"
+        );
         Ok(handed)
+    }
+
+    /// Who gets a copy, and may.
+    fn receiver(&self, turn: &Turn, sent: &Sent) -> Result<&Member, Broken> {
+        let Some(member) = self.members.get(&sent.key) else {
+            return Err(Broken {
+                law: "nothing is sent to an address without a lease or a static entry",
+                how: format!("{:?}", sent.key),
+            });
+        };
+        law!(
+            sent.to == member.address,
+            "copies go to the subscriber's own address",
+            "{:?} to {}",
+            sent.key,
+            sent.to
+        );
+        if let Some(lease) = &member.lease {
+            // Others see an end when the data thread with the registrar has.
+            law!(
+                lease.expires > turn.now || turn.worker > 0,
+                "nothing is sent to an address whose lease has ended",
+                "{:?} at {:?}, ended {:?}",
+                sent.key,
+                turn.now,
+                lease.expires
+            );
+        }
+        law!(
+            sent.series == member.series,
+            "a copy is counted under its subscriber's name",
+            "{:?}: {} instead of {}",
+            sent.key,
+            sent.series,
+            member.series
+        );
+        Ok(member)
+    }
+
+    /// Reads a copy: the bus's own frame, with as many events as are counted.
+    fn check_copy<'a>(&self, sent: &'a Sent) -> Result<wire::Read<'a>, Broken> {
+        let Some(read) = wire::read(&sent.bytes) else {
+            return Err(Broken {
+                law: "what the bus sends is a frame",
+                how: format!("{:02x?}", sent.bytes),
+            });
+        };
+        let sender = read.frame.stamp.as_ref().map(|stamp| stamp.sender);
+        law!(
+            sender == Some(self.bus) && read.frame.control.is_none(),
+            "a copy bears the bus's stamp and no message",
+            "{:?}",
+            read.frame.stamp
+        );
+        law!(
+            read.slices.len() == sent.events as usize && sent.events > 0,
+            "a copy has as many events as are counted",
+            "{} and {}",
+            read.slices.len(),
+            sent.events
+        );
+        Ok(read)
     }
 
     fn check_parties(&mut self, turn: &Turn, routes: &BTreeMap<String, Route<'_>>) -> Kept {
@@ -887,7 +843,7 @@ impl Oracle {
             return Ok(());
         }
         for due in party.due.iter().filter(|due| !due.key.is_empty()) {
-            let Some(taken_by) = &due.taken_by else {
+            let Some(taken_by) = due.taken_by.map(|member| &party.members[member]) else {
                 continue;
             };
             let place = (party.members.clone(), due.key.clone());
@@ -1633,55 +1589,78 @@ impl Oracle {
     }
 }
 
-/// Takes an event off what a party is to get.
-fn deliver<'r, 'a>(
-    route: &'r mut Route<'a>,
-    key: &Key,
-    slice: &[u8],
-) -> Result<&'r Due<'a>, Broken> {
-    let party = route
-        .parties
-        .iter_mut()
-        .find(|party| party.members.contains(key));
-    let Some(party) = party else {
-        return Err(Broken {
-            law: "nobody gets what it did not ask for or may not see",
-            how: format!("{key:?}: {slice:02x?}"),
-        });
-    };
-    let cursor = party.cursors.entry(key.clone()).or_default();
-    let mut rest = party.due.iter().enumerate().skip(*cursor);
-    let found = rest.find(|(_, due)| due.taken_by.is_none() && due.slice == slice);
-    let Some((at, _)) = found else {
-        return Err(Broken {
-            law: "each event of a topic comes once and in order, as it was sent",
-            how: format!("{key:?}: {slice:02x?}"),
-        });
-    };
+fn check_size(member: &Member, sent: &Sent) -> Kept {
+    let bytes = sent.bytes.len();
+    let fits = bytes <= member.max as usize;
     law!(
-        !party.is_certain || at == *cursor,
-        "each event of a topic comes once and in order, as it was sent",
-        "{key:?}: {} are missing before {slice:02x?}",
-        at - *cursor
+        fits == (sent.dropped != Some(CopyDrop::TooLarge)),
+        "no datagram is larger than its subscriber takes, and none that is not is dropped for that",
+        "{bytes} of {} bytes, {:?}",
+        member.max,
+        sent.dropped
     );
-    *cursor = at + 1;
-    party.due[at].taken_by = Some(key.clone());
-    Ok(&party.due[at])
-}
-
-fn check_weight(level: u32, weight: f64, share: f64, told: f64) -> Kept {
-    let told = weight_of(told);
-    let expected = weight / share;
-    let is_right = match level {
-        0 => (told / expected - 1.0).abs() < 1e-9,
-        _ => told >= expected * (1.0 - 1e-9),
-    };
     law!(
-        is_right || expected > 1e15,
-        "a stamp tells how many events each stands for",
-        "{told} instead of {expected}"
+        bytes <= member.target as usize || sent.events == 1,
+        "frames are filled to their size and no further",
+        "{bytes} of {} bytes with {} events",
+        member.target,
+        sent.events
     );
     Ok(())
+}
+
+fn follow_flow(flow: &mut Flow, sent: &Sent, stamp: &Stamp) -> Kept {
+    law!(
+        stamp.sequence >= flow.events
+            && stamp.dropped >= flow.dropped
+            && stamp.dropped <= stamp.sequence,
+        "a flow's stamps never fall",
+        "{stamp:?} after {flow:?}"
+    );
+    *flow = Flow {
+        events: stamp.sequence + u64::from(sent.events),
+        dropped: stamp.dropped,
+    };
+    Ok(())
+}
+
+fn count_copy(sent: &Sent, count: &mut Handed, series: &mut SeriesBooks) {
+    let events = u64::from(sent.events);
+    match sent.dropped {
+        None => {
+            count.sent += events;
+            series.events += events;
+            series.frames += 1;
+            series.bytes += sent.bytes.len() as u64;
+        }
+        Some(reason) => {
+            count.failed += events;
+            series.dropped[reason as usize] += events;
+        }
+    }
+}
+
+/// Notes an event of a copy for the party that it came to somebody as a member of.
+fn take<'a>(
+    routes: &mut BTreeMap<String, Route<'a>>,
+    topic: &str,
+    key: &Key,
+    taken: Taken<'a>,
+) -> Kept {
+    let Some(route) = routes.get_mut(topic) else {
+        law!(false, "only events that came are sent", "{topic:?}");
+        return Ok(());
+    };
+    for party in &mut route.parties {
+        if let Some(member) = party.members.iter().position(|member| member == key) {
+            party.taken[member].push(taken);
+            return Ok(());
+        }
+    }
+    Err(Broken {
+        law: "nobody gets what it did not ask for or may not see",
+        how: format!("{key:?}: {:02x?}", taken.slice),
+    })
 }
 
 fn check_member(key: &Key, member: &Member, subscriber: &Subscriber) -> Kept {
@@ -1725,14 +1704,6 @@ fn check_member(key: &Key, member: &Member, subscriber: &Subscriber) -> Kept {
 
 fn hops(frame: &Frame) -> u32 {
     frame.stamp.as_ref().map_or(0, |stamp| stamp.hops)
-}
-
-/// What makes no sense as a weight is 1.
-fn weight_of(told: f64) -> f64 {
-    match told > 1.0 {
-        true => told.min(9_007_199_254_740_992.0),
-        false => 1.0,
-    }
 }
 
 fn is_name(name: &str) -> bool {
