@@ -17,13 +17,14 @@ use hailmary::bus::{Answer, CopyDrop, FrameDrop};
 use hailmary::ledger::Counts;
 use hailmary_proto::v1::frame::Control;
 use hailmary_proto::v1::refusal::Reason;
-use hailmary_proto::v1::{Frame, Stamp, Subscribe};
+use hailmary_proto::v1::{Event, Frame, Stamp, Subscribe};
 use prost::Message;
 
 use super::bus::{Acted, Bus, Decided, FlowRead, Sent, Turn, key_of, socket_address};
 use super::law::{Broken, Kept, law};
 use super::party::{Due, Party, Taken, weight_of};
 use super::plan::{self, Asked, Plan, Policy, Right, Static};
+use super::seen::Seen;
 use super::wire;
 
 /// The limits of the contract, written down once more.
@@ -38,6 +39,13 @@ const TARGETS: [u32; 9] = [
 const ANSWERS_PER_SECOND: usize = 1_000;
 const PUBLISHERS_MAX: usize = 4_096;
 const COOKIE_BYTES: usize = 18;
+
+/// What is noted where it is seen.
+const RENEWED: &str = "lease renewed";
+const RELEASED: &str = "lease given back";
+const PONG: &str = "pong";
+const SHARED: &str = "group whose members shared events";
+const OVERLOADED: &str = "turn under overload";
 
 /// By what a subscriber is known.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -255,6 +263,8 @@ pub struct Oracle {
     kept: BTreeMap<(u64, Vec<u8>), bool>,
     /// Frames that the bus takes for malformed and prost does not: keys and lengths may be padded.
     pub stricter: u64,
+    /// What the bus's own counts do not tell.
+    pub seen: Seen,
 }
 
 impl Oracle {
@@ -277,7 +287,11 @@ impl Oracle {
             owners: BTreeMap::new(),
             kept: BTreeMap::new(),
             stricter: 0,
+            seen: Seen::default(),
         };
+        for kind in [RENEWED, RELEASED, PONG, SHARED, OVERLOADED] {
+            oracle.seen.note(kind, 0);
+        }
         oracle.configure();
         oracle
     }
@@ -438,11 +452,12 @@ impl Oracle {
             if let Err(reason) = result {
                 self.books.dropped_frames[*reason as usize] += 1;
             } else if let Some(read) = read {
-                self.take_frame(turn, datagram.from, datagram.bytes.len(), read, &mut routes)?;
+                self.take_frame(turn, datagram.from, datagram.bytes.len(), read, &mut routes);
             }
         }
         let handed = self.check_sends(turn, &mut routes)?;
         self.check_parties(turn, &routes)?;
+        self.seen.note(OVERLOADED, u64::from(turn.level > 0));
         self.check_flows(turn, &handed)
     }
 
@@ -499,49 +514,18 @@ impl Oracle {
         bytes: usize,
         read: wire::Read<'a>,
         routes: &mut BTreeMap<String, Route<'a>>,
-    ) -> Kept {
+    ) {
         let wire::Read { frame, slices } = read;
         if let (Some(stamp), false) = (&frame.stamp, slices.is_empty()) {
             *self.arrived.entry(stamp.sender).or_default() += slices.len() as u64;
         }
-        let weight = frame
-            .stamp
-            .as_ref()
-            .map_or(1.0, |stamp| weight_of(stamp.weight));
+        let weight = frame.stamp.as_ref();
+        let weight = weight.map_or(1.0, |stamp| weight_of(stamp.weight));
         let hops = hops(&frame) + 1;
         for (event, slice) in frame.events.into_iter().zip(slices) {
-            self.books.events += 1;
-            let is_own = self.is_own(from);
-            if wire::is_reserved(&event.topic) && !is_own {
-                self.books.not_allowed += 1;
+            let Some(route) = self.take_event(turn, from, &event, routes) else {
                 continue;
-            }
-            if !wire::is_topic(&event.topic) {
-                self.books.bad_topic += 1;
-                continue;
-            }
-            if !is_own && !plan::permits(&self.plan.publish, from.ip(), &event.topic) {
-                self.books.not_allowed += 1;
-                continue;
-            }
-            let route = match routes.get_mut(&event.topic) {
-                Some(route) => route,
-                None => {
-                    let route = self.route(&event.topic, turn.level);
-                    routes.entry(event.topic.clone()).or_insert(route)
-                }
             };
-            if let Some(policy) = route.policy
-                && !self.admit(policy, turn, event.time_unix_nano)
-            {
-                continue;
-            }
-            if route.parties.is_empty() {
-                self.books.unmatched += 1;
-                continue;
-            }
-            self.books.matched += 1;
-            self.books.copies += route.parties.len() as u64;
             for party in &mut route.parties {
                 party.due.push(Due {
                     slice,
@@ -564,7 +548,47 @@ impl Oracle {
                 _ => self.passed_on.push_back(message),
             }
         }
-        Ok(())
+    }
+
+    /// Where an event that came must go: nowhere if it is dropped, or wanted by nobody.
+    fn take_event<'r, 'a>(
+        &mut self,
+        turn: &Turn,
+        from: SocketAddr,
+        event: &Event,
+        routes: &'r mut BTreeMap<String, Route<'a>>,
+    ) -> Option<&'r mut Route<'a>> {
+        self.books.events += 1;
+        let is_own = self.is_own(from);
+        if wire::is_reserved(&event.topic) && !is_own {
+            self.books.not_allowed += 1;
+            return None;
+        }
+        if !wire::is_topic(&event.topic) {
+            self.books.bad_topic += 1;
+            return None;
+        }
+        if !is_own && !plan::permits(&self.plan.publish, from.ip(), &event.topic) {
+            self.books.not_allowed += 1;
+            return None;
+        }
+        if !routes.contains_key(&event.topic) {
+            let route = self.route(&event.topic, turn.level);
+            routes.insert(event.topic.clone(), route);
+        }
+        let route = routes.get_mut(&event.topic)?;
+        if let Some(policy) = route.policy
+            && !self.admit(policy, turn, event.time_unix_nano)
+        {
+            return None;
+        }
+        if route.parties.is_empty() {
+            self.books.unmatched += 1;
+            return None;
+        }
+        self.books.matched += 1;
+        self.books.copies += route.parties.len() as u64;
+        Some(route)
     }
 
     /// Whether a topic's policy lets an event pass, and counts it where it does not.
@@ -761,6 +785,7 @@ impl Oracle {
                     may_drop.extend(party.members.iter().map(|key| self.members[key].series));
                 }
                 self.note_choices(turn, party)?;
+                self.seen.note(SHARED, u64::from(party.is_shared()));
                 for key in &party.members {
                     // What a member of several may get is not certain.
                     let due = match party.members.len() {
@@ -1100,6 +1125,7 @@ impl Oracle {
                     );
                     self.members.remove(&Key::Lease(message.from));
                     self.owners.clear();
+                    self.seen.note(RELEASED, 1);
                     return Ok(());
                 }
                 self.check_refusal(
@@ -1196,21 +1222,7 @@ impl Oracle {
     ) -> Kept {
         let nonce = subscribe.nonce;
         let Some(due) = due else {
-            if self.is_unanswered(now, message, challenge_bytes(nonce), event, &answer)? {
-                return Ok(());
-            }
-            let Some(Control::Challenge(challenge)) = answer.and_then(|frame| frame.control) else {
-                law!(false, "an unproven address is challenged", "{event:?}");
-                return Ok(());
-            };
-            law!(
-                event == Some(&LeaseEvent::Challenged) && challenge.nonce == nonce,
-                "a challenge is counted and bears the nonce",
-                "{event:?} {challenge:?}"
-            );
-            self.books.challenges += 1;
-            self.keep_cookie(now, challenge.cookie, message.from, nonce);
-            return Ok(());
+            return self.check_challenge(now, message, nonce, event, answer);
         };
         if let Err(reason) = due {
             return self.check_refusal(now, message, reason, nonce, event, answer);
@@ -1219,32 +1231,19 @@ impl Oracle {
         let stood = self.members.remove(&key);
         let news = self.put_lease(now, message.from, subscribe, stood.clone());
         let member = self.members[&key].clone();
-        match (&stood, event) {
-            (None, Some(LeaseEvent::Granted(_))) => {
+        match stood {
+            None => {
                 self.books.granted += 1;
                 *self.grants.entry((message.from, nonce)).or_default() += 1;
-            }
-            (
-                Some(_),
-                Some(LeaseEvent::Renewed {
-                    series, news: told, ..
-                }),
-            ) => {
+                let is_granted = matches!(event, Some(LeaseEvent::Granted(_)));
                 law!(
-                    series.index() == member.series && (told.lost, told.dropped) == news,
-                    "a report's news is counted, within what was sent",
-                    "{told:?} instead of {news:?}"
+                    is_granted,
+                    "a lease is granted",
+                    "{event:?} to {}",
+                    message.from
                 );
-                let series = self.books.series(member.series);
-                series.lost += told.lost;
-                series.dropped_there += told.dropped;
             }
-            _ => law!(
-                false,
-                "a lease is granted or renewed",
-                "{event:?} to {:?}",
-                message.from
-            ),
+            Some(_) => self.check_renewed(event, member.series, news)?,
         }
         let frame = answer.unwrap_or_default();
         let Some(Control::Lease(lease)) = frame.control else {
@@ -1269,6 +1268,54 @@ impl Oracle {
             member.flow
         );
         self.keep_cookie(now, lease.cookie, message.from, nonce);
+        Ok(())
+    }
+
+    fn check_challenge(
+        &mut self,
+        now: Duration,
+        message: &Message_,
+        nonce: u64,
+        event: Option<&LeaseEvent>,
+        answer: Option<Frame>,
+    ) -> Kept {
+        if self.is_unanswered(now, message, challenge_bytes(nonce), event, &answer)? {
+            return Ok(());
+        }
+        let Some(Control::Challenge(challenge)) = answer.and_then(|frame| frame.control) else {
+            law!(false, "an unproven address is challenged", "{event:?}");
+            return Ok(());
+        };
+        law!(
+            event == Some(&LeaseEvent::Challenged) && challenge.nonce == nonce,
+            "a challenge is counted and bears the nonce",
+            "{event:?} {challenge:?}"
+        );
+        self.books.challenges += 1;
+        self.keep_cookie(now, challenge.cookie, message.from, nonce);
+        Ok(())
+    }
+
+    /// Holds what a renewal's report brought against what it had to.
+    fn check_renewed(
+        &mut self,
+        event: Option<&LeaseEvent>,
+        index: usize,
+        expected: (u64, u64),
+    ) -> Kept {
+        let Some(LeaseEvent::Renewed { series, news, .. }) = event else {
+            law!(false, "a lease is renewed", "{event:?}");
+            return Ok(());
+        };
+        law!(
+            series.index() == index && (news.lost, news.dropped) == expected,
+            "a report's news is counted, within what was sent",
+            "{news:?} instead of {expected:?}"
+        );
+        let series = self.books.series(index);
+        series.lost += news.lost;
+        series.dropped_there += news.dropped;
+        self.seen.note(RENEWED, 1);
         Ok(())
     }
 
@@ -1420,6 +1467,7 @@ impl Oracle {
             "a pong tells of no event that did not come",
             "{pong:?}, {arrived} came"
         );
+        self.seen.note(PONG, 1);
         Ok(())
     }
 
@@ -1459,6 +1507,35 @@ impl Oracle {
 
     /// Holds the bus's tables and books against what they must be.
     pub fn check_state(&mut self, bus: &mut Bus) -> Kept {
+        self.check_subscribers(bus)?;
+        let ends = self
+            .members
+            .values()
+            .filter_map(|member| member.lease.as_ref());
+        let next = ends.map(|lease| lease.expires).min();
+        law!(
+            bus.next_end() == next,
+            "the bus wakes up for the next end of a lease",
+            "{:?} instead of {next:?}",
+            bus.next_end()
+        );
+        let names: Vec<&str> = bus
+            .directory()
+            .series_names()
+            .iter()
+            .map(|name| &**name)
+            .collect();
+        law!(
+            names == self.series,
+            "names have series as long as there is room",
+            "{names:?} instead of {:?}",
+            self.series
+        );
+        self.check_groups(bus)?;
+        self.check_books(bus.counts())
+    }
+
+    fn check_subscribers(&self, bus: &Bus) -> Kept {
         let subscribers = bus.directory().subscribers();
         let mut seen = 0;
         for (_, subscriber) in subscribers.iter() {
@@ -1487,29 +1564,10 @@ impl Oracle {
             subscribers.leases(),
             self.leases()
         );
-        let ends = self
-            .members
-            .values()
-            .filter_map(|member| member.lease.as_ref());
-        let next = ends.map(|lease| lease.expires).min();
-        law!(
-            bus.next_end() == next,
-            "the bus wakes up for the next end of a lease",
-            "{:?} instead of {next:?}",
-            bus.next_end()
-        );
-        let names: Vec<&str> = bus
-            .directory()
-            .series_names()
-            .iter()
-            .map(|name| &**name)
-            .collect();
-        law!(
-            names == self.series,
-            "names have series as long as there is room",
-            "{names:?} instead of {:?}",
-            self.series
-        );
+        Ok(())
+    }
+
+    fn check_groups(&self, bus: &Bus) -> Kept {
         for group in self
             .members
             .values()
@@ -1528,7 +1586,7 @@ impl Oracle {
                 bus.directory().members(group)
             );
         }
-        self.check_books(bus.counts())
+        Ok(())
     }
 
     fn check_books(&self, counts: &Counts) -> Kept {
@@ -1563,6 +1621,11 @@ impl Oracle {
     /// Events of a sender that came in used frames.
     pub fn arrived(&self, sender: u64) -> u64 {
         self.arrived.get(&sender).copied().unwrap_or(0)
+    }
+
+    /// How many senders spoke.
+    pub fn senders(&self) -> usize {
+        self.arrived.len()
     }
 
     /// How often a lease was granted to an address and nonce.

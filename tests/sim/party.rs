@@ -89,6 +89,11 @@ impl<'a> Party<'a> {
         Ok(())
     }
 
+    /// Whether several members got some.
+    pub fn is_shared(&self) -> bool {
+        self.taken.iter().filter(|taken| !taken.is_empty()).count() > 1
+    }
+
     /// Who got what of what was due, as numbers of equal events.
     fn told(&self) -> String {
         let mut numbers: BTreeMap<&[u8], usize> = BTreeMap::new();
