@@ -219,7 +219,7 @@ const STAYS_OF_MANY: u64 = 512;
 fn who_comes_and_goes_leaves_nothing() {
     for seed in 0..3 {
         let held = |rounds| world::held_after(seed, rounds).map_err(|broken| broken.how);
-        let (few, many) = (held(16).unwrap(), held(80).unwrap());
+        let (few, many) = (held(12).unwrap(), held(48).unwrap());
         assert!(many <= few + STAYS_OF_MANY, "{few} bytes, and {many} bytes");
     }
 }

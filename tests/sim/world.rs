@@ -25,7 +25,7 @@ use super::publisher::{Habits, PROBE, Publisher};
 use super::rng::Rng;
 use super::seen::Seen;
 use super::subscriber::{Life, Order, Subscriber, draw_slowness};
-use super::trace::{Telling, Trace, fact};
+use super::trace::{Telling, Trace, fact, place};
 
 /// How long faults happen.
 const ROUGH: Nanos = 12 * SECOND;
@@ -401,12 +401,7 @@ impl World {
     // Datagrams.
 
     fn send(&mut self, from: SocketAddr, to: SocketAddr, bytes: Vec<u8>) {
-        let facts = [
-            1,
-            fact(from.to_string().as_bytes()),
-            fact(to.to_string().as_bytes()),
-            fact(&bytes),
-        ];
+        let facts = [1, place(from), place(to), fact(&bytes)];
         self.trace.note(self.now, &facts, || {
             format!("{from} -> {to}: {}", shown(&bytes))
         });
