@@ -147,6 +147,7 @@ fn seeds() {
         .unwrap_or_else(PoisonError::into_inner);
     assert!(failure.is_none(), "{}", failure.unwrap_or_default());
     let missing = sum.seen.missing();
+    println!("never seen: {missing:?}");
     assert!(
         seeds < COVERING_SEEDS || missing.is_empty(),
         "of all that may happen, these never did in {seeds} seeds: {missing:?}"
