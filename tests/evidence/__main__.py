@@ -51,7 +51,7 @@ class Run:
 ISOLATION: Command = ["python3", "benches/record/isolation.py", "--program", PROGRAM]
 SOAK: Command = ["python3", "benches/record/soak.py", "--program", PROGRAM]
 END_TO_END: Command = ["cargo", "test", "--release", "--test", "end_to_end"]
-SIMULATOR: Command = ["cargo", "test", "--release", "--test", "sim"]
+SIMULATOR: Command = ["env", "HAILMARY_SIM_SEEDS=100000", "cargo", "test", "--release", "--test", "sim", "seeds"]
 
 RUNS = {
     "faults": Run("the catalogue of faults", [[*END_TO_END, "faults", "--", "--include-ignored"]]),

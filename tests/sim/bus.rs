@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use allocation_counter::measure;
 use hailmary::bus::address::{Address, Source};
 use hailmary::bus::leases::LeaseEvent;
 use hailmary::bus::overload::{Fill, Overload};
@@ -27,7 +28,7 @@ use super::rng::Rng;
 pub const PASSED_ON_MAX: usize = 1_024;
 
 /// The largest datagram that a receive buffer takes whole.
-const RECEIVE_BYTES_MAX: usize = 65_507;
+pub const RECEIVE_BYTES_MAX: usize = 65_507;
 
 /// A datagram in a receive buffer.
 #[derive(Clone, Debug)]
@@ -75,6 +76,17 @@ pub struct Turn {
     pub sends: Vec<Sent>,
     pub decided: Vec<Decided>,
     pub flows: Vec<FlowRead>,
+}
+
+impl Turn {
+    /// What became of its datagrams, and the level, as one number.
+    pub fn verdicts(&self) -> u64 {
+        let results = self.inputs.iter().map(|(_, result)| result);
+        let verdicts = results.map(|result| result.map_or_else(|reason| reason as u64 + 1, |()| 0));
+        verdicts.fold(self.level.into(), |sum: u64, verdict| {
+            sum.wrapping_mul(7).wrapping_add(verdict)
+        })
+    }
 }
 
 /// What the registrar did.
@@ -339,6 +351,15 @@ impl Bus {
         }
         self.mailbox.take_into(&mut self.totals);
         &self.totals.counts
+    }
+
+    /// Ends it, and says how many bytes of the heap it held. What waits in buffers is the kernel's.
+    pub fn end(mut self) -> u64 {
+        for worker in &mut self.workers {
+            worker.buffer = VecDeque::new();
+        }
+        let freed = measure(move || drop(self)).bytes_current;
+        freed.unsigned_abs()
     }
 
     /// What data threads heard of a publisher.

@@ -53,7 +53,8 @@ pub enum Mishap {
     Burst,
 }
 
-const ALL: [Mishap; 16] = [
+/// All of them.
+pub const ALL: [Mishap; 16] = [
     Mishap::Partition,
     Mishap::BusRestarts,
     Mishap::BusStops,
@@ -71,6 +72,13 @@ const ALL: [Mishap; 16] = [
     Mishap::Hostile,
     Mishap::Burst,
 ];
+
+impl Mishap {
+    /// What it is called where it is counted.
+    pub fn name(self) -> String {
+        format!("mishap: {self:?}")
+    }
+}
 
 impl Faults {
     /// A seed's own.

@@ -17,12 +17,14 @@ use hailmary::bus::{Answer, CopyDrop, FrameDrop};
 use hailmary::ledger::Counts;
 use hailmary_proto::v1::frame::Control;
 use hailmary_proto::v1::refusal::Reason;
-use hailmary_proto::v1::{Frame, Stamp, Subscribe};
+use hailmary_proto::v1::{Event, Frame, Stamp, Subscribe};
 use prost::Message;
 
-use super::bus::{Acted, Bus, Decided, FlowRead, Turn, key_of, socket_address};
+use super::bus::{Acted, Bus, Decided, FlowRead, Sent, Turn, key_of, socket_address};
 use super::law::{Broken, Kept, law};
+use super::party::{Due, Party, Taken, weight_of};
 use super::plan::{self, Asked, Plan, Policy, Right, Static};
+use super::seen::Seen;
 use super::wire;
 
 /// The limits of the contract, written down once more.
@@ -37,6 +39,13 @@ const TARGETS: [u32; 9] = [
 const ANSWERS_PER_SECOND: usize = 1_000;
 const PUBLISHERS_MAX: usize = 4_096;
 const COOKIE_BYTES: usize = 18;
+
+/// What is noted where it is seen.
+const RENEWED: &str = "lease renewed";
+const RELEASED: &str = "lease given back";
+const PONG: &str = "pong";
+const SHARED: &str = "group whose members shared events";
+const OVERLOADED: &str = "turn under overload";
 
 /// By what a subscriber is known.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -217,25 +226,6 @@ impl Books {
     }
 }
 
-/// An event that a party is to get.
-struct Due<'a> {
-    slice: &'a [u8],
-    key: Vec<u8>,
-    weight: f64,
-    hops: u32,
-    taken_by: Option<Key>,
-}
-
-/// Those of whom one gets each event of a topic.
-struct Party<'a> {
-    members: Vec<Key>,
-    /// Each is to get each event, without any choice of the bus.
-    is_certain: bool,
-    due: Vec<Due<'a>>,
-    /// Behind the last event that a member got.
-    cursors: BTreeMap<Key, usize>,
-}
-
 /// A topic within one turn.
 struct Route<'a> {
     parties: Vec<Party<'a>>,
@@ -273,6 +263,10 @@ pub struct Oracle {
     kept: BTreeMap<(u64, Vec<u8>), bool>,
     /// Frames that the bus takes for malformed and prost does not: keys and lengths may be padded.
     pub stricter: u64,
+    /// Whether a table may have changed since it was compared.
+    is_changed: bool,
+    /// What the bus's own counts do not tell.
+    pub seen: Seen,
 }
 
 impl Oracle {
@@ -295,7 +289,12 @@ impl Oracle {
             owners: BTreeMap::new(),
             kept: BTreeMap::new(),
             stricter: 0,
+            is_changed: true,
+            seen: Seen::default(),
         };
+        for kind in [RENEWED, RELEASED, PONG, SHARED, OVERLOADED] {
+            oracle.seen.note(kind, 0);
+        }
         oracle.configure();
         oracle
     }
@@ -324,6 +323,7 @@ impl Oracle {
     /// The operator has decided otherwise, and so many leases ended by it.
     pub fn reload(&mut self, plan: &Plan, revoked: &[LeaseEvent]) -> Kept {
         self.plan = plan.clone();
+        self.is_changed = true;
         self.owners.clear();
         self.configure();
         let rules = &self.plan.subscribe;
@@ -456,11 +456,12 @@ impl Oracle {
             if let Err(reason) = result {
                 self.books.dropped_frames[*reason as usize] += 1;
             } else if let Some(read) = read {
-                self.take_frame(turn, datagram.from, datagram.bytes.len(), read, &mut routes)?;
+                self.take_frame(turn, datagram.from, datagram.bytes.len(), read, &mut routes);
             }
         }
         let handed = self.check_sends(turn, &mut routes)?;
         self.check_parties(turn, &routes)?;
+        self.seen.note(OVERLOADED, u64::from(turn.level > 0));
         self.check_flows(turn, &handed)
     }
 
@@ -517,49 +518,18 @@ impl Oracle {
         bytes: usize,
         read: wire::Read<'a>,
         routes: &mut BTreeMap<String, Route<'a>>,
-    ) -> Kept {
+    ) {
         let wire::Read { frame, slices } = read;
         if let (Some(stamp), false) = (&frame.stamp, slices.is_empty()) {
             *self.arrived.entry(stamp.sender).or_default() += slices.len() as u64;
         }
-        let weight = frame
-            .stamp
-            .as_ref()
-            .map_or(1.0, |stamp| weight_of(stamp.weight));
+        let weight = frame.stamp.as_ref();
+        let weight = weight.map_or(1.0, |stamp| weight_of(stamp.weight));
         let hops = hops(&frame) + 1;
         for (event, slice) in frame.events.into_iter().zip(slices) {
-            self.books.events += 1;
-            let is_own = self.is_own(from);
-            if wire::is_reserved(&event.topic) && !is_own {
-                self.books.not_allowed += 1;
+            let Some(route) = self.take_event(turn, from, &event, routes) else {
                 continue;
-            }
-            if !wire::is_topic(&event.topic) {
-                self.books.bad_topic += 1;
-                continue;
-            }
-            if !is_own && !plan::permits(&self.plan.publish, from.ip(), &event.topic) {
-                self.books.not_allowed += 1;
-                continue;
-            }
-            let route = match routes.get_mut(&event.topic) {
-                Some(route) => route,
-                None => {
-                    let route = self.route(&event.topic, turn.level);
-                    routes.entry(event.topic.clone()).or_insert(route)
-                }
             };
-            if let Some(policy) = route.policy
-                && !self.admit(policy, turn, event.time_unix_nano)
-            {
-                continue;
-            }
-            if route.parties.is_empty() {
-                self.books.unmatched += 1;
-                continue;
-            }
-            self.books.matched += 1;
-            self.books.copies += route.parties.len() as u64;
             for party in &mut route.parties {
                 party.due.push(Due {
                     slice,
@@ -582,7 +552,47 @@ impl Oracle {
                 _ => self.passed_on.push_back(message),
             }
         }
-        Ok(())
+    }
+
+    /// Where an event that came must go: nowhere if it is dropped, or wanted by nobody.
+    fn take_event<'r, 'a>(
+        &mut self,
+        turn: &Turn,
+        from: SocketAddr,
+        event: &Event,
+        routes: &'r mut BTreeMap<String, Route<'a>>,
+    ) -> Option<&'r mut Route<'a>> {
+        self.books.events += 1;
+        let is_own = self.is_own(from);
+        if wire::is_reserved(&event.topic) && !is_own {
+            self.books.not_allowed += 1;
+            return None;
+        }
+        if !wire::is_topic(&event.topic) {
+            self.books.bad_topic += 1;
+            return None;
+        }
+        if !is_own && !plan::permits(&self.plan.publish, from.ip(), &event.topic) {
+            self.books.not_allowed += 1;
+            return None;
+        }
+        if !routes.contains_key(&event.topic) {
+            let route = self.route(&event.topic, turn.level);
+            routes.insert(event.topic.clone(), route);
+        }
+        let route = routes.get_mut(&event.topic)?;
+        if let Some(policy) = route.policy
+            && !self.admit(policy, turn, event.time_unix_nano)
+        {
+            return None;
+        }
+        if route.parties.is_empty() {
+            self.books.unmatched += 1;
+            return None;
+        }
+        self.books.matched += 1;
+        self.books.copies += route.parties.len() as u64;
+        Some(route)
     }
 
     /// Whether a topic's policy lets an event pass, and counts it where it does not.
@@ -630,15 +640,13 @@ impl Oracle {
                 continue;
             }
             let one = Party {
-                members: vec![key.clone()],
                 is_certain: member.is_plain() && !is_thinned,
-                due: Vec::new(),
-                cursors: BTreeMap::new(),
+                ..Party::of(key)
             };
             match member.terms.group.as_str() {
                 "" => alone.push(one),
                 group => match parties.get_mut(group) {
-                    Some(party) => party.members.push(key.clone()),
+                    Some(party) => party.add(key),
                     None => drop(parties.insert(group.to_owned(), one)),
                 },
             }
@@ -650,134 +658,110 @@ impl Oracle {
         }
     }
 
-    fn check_sends(
+    fn check_sends<'a>(
         &mut self,
-        turn: &Turn,
-        routes: &mut BTreeMap<String, Route<'_>>,
+        turn: &'a Turn,
+        routes: &mut BTreeMap<String, Route<'a>>,
     ) -> Result<BTreeMap<Key, Handed>, Broken> {
         let mut handed: BTreeMap<Key, Handed> = BTreeMap::new();
-        let mut running: BTreeMap<Key, Flow> = BTreeMap::new();
-        for sent in &turn.sends {
-            let Some(member) = self.members.get_mut(&sent.key) else {
-                law!(
-                    false,
-                    "nothing is sent to an address without a lease or a static entry",
-                    "{:?}",
-                    sent.key
-                );
-                continue;
-            };
-            law!(
-                sent.to == member.address,
-                "copies go to the subscriber's own address",
-                "{:?} to {}",
-                sent.key,
-                sent.to
-            );
-            if let Some(lease) = &member.lease {
-                // Others see an end when the data thread with the registrar has.
-                law!(
-                    lease.expires > turn.now || turn.worker > 0,
-                    "nothing is sent to an address whose lease has ended",
-                    "{:?} at {:?}, ended {:?}",
-                    sent.key,
-                    turn.now,
-                    lease.expires
-                );
-            }
-            law!(
-                sent.series == member.series,
-                "a copy is counted under its subscriber's name",
-                "{:?}: {} instead of {}",
-                sent.key,
-                sent.series,
-                member.series
-            );
-            let bytes = sent.bytes.len();
-            let fits = bytes <= member.max as usize;
-            law!(
-                fits == (sent.dropped != Some(CopyDrop::TooLarge)),
-                "no datagram is larger than its subscriber takes, and none that is not is dropped for that",
-                "{bytes} of {} bytes, {:?}",
-                member.max,
-                sent.dropped
-            );
-            law!(
-                bytes <= member.target as usize || sent.events == 1,
-                "frames are filled to their size and no further",
-                "{bytes} of {} bytes with {} events",
-                member.target,
-                sent.events
-            );
-            let Some(read) = wire::read(&sent.bytes) else {
-                law!(
-                    false,
-                    "what the bus sends is a frame",
-                    "{:02x?}",
-                    sent.bytes
-                );
-                continue;
-            };
+        let mut running: BTreeMap<&Key, Flow> = BTreeMap::new();
+        let mut hops = Vec::new();
+        for (number, sent) in turn.sends.iter().enumerate() {
+            let member = self.receiver(turn, sent)?;
+            check_size(member, sent)?;
+            let read = self.check_copy(sent)?;
             let stamp = read.frame.stamp.unwrap_or_default();
-            law!(
-                stamp.sender == self.bus && read.frame.control.is_none(),
-                "a copy bears the bus's stamp and no message",
-                "{stamp:?}"
-            );
-            law!(
-                read.slices.len() == sent.events as usize && sent.events > 0,
-                "a copy has as many events as are counted",
-                "{} and {}",
-                read.slices.len(),
-                sent.events
-            );
-            let flow = running.entry(sent.key.clone()).or_insert(member.flow);
-            law!(
-                stamp.sequence >= flow.events
-                    && stamp.dropped >= flow.dropped
-                    && stamp.dropped <= stamp.sequence,
-                "a flow's stamps never fall",
-                "{stamp:?} after {flow:?}"
-            );
-            *flow = Flow {
-                events: stamp.sequence + u64::from(sent.events),
-                dropped: stamp.dropped,
-            };
-            let share = member.share();
-            let events = read.frame.events.iter().zip(&read.slices);
-            let mut hops = 0;
-            for (event, slice) in events {
-                let Some(route) = routes.get_mut(&event.topic) else {
-                    law!(false, "only events that came are sent", "{:?}", event.topic);
-                    continue;
+            follow_flow(
+                running.entry(&sent.key).or_insert(member.flow),
+                sent,
+                &stamp,
+            )?;
+            for (event, slice) in read.frame.events.iter().zip(&read.slices) {
+                let taken = Taken {
+                    copy: number,
+                    slice,
+                    told: stamp.weight,
+                    hops: stamp.hops,
+                    share: member.share(),
                 };
-                let due = deliver(route, &sent.key, slice)?;
-                hops = hops.max(due.hops);
-                check_weight(turn.level, due.weight, share, stamp.weight)?;
+                take(routes, &event.topic, &sent.key, taken)?;
             }
-            law!(
-                stamp.hops == hops,
-                "a frame tells the most buses that its events have passed",
-                "{} instead of {hops}",
-                stamp.hops
-            );
+            hops.push((stamp.hops, 0));
             let count = handed.entry(sent.key.clone()).or_default();
-            let series = self.books.series(sent.series);
-            let events = u64::from(sent.events);
-            match sent.dropped {
-                None => {
-                    count.sent += events;
-                    series.events += events;
-                    series.frames += 1;
-                    series.bytes += bytes as u64;
-                }
-                Some(reason) => {
-                    count.failed += events;
-                    series.dropped[reason as usize] += events;
-                }
-            }
+            count_copy(sent, count, self.books.series(sent.series));
         }
+        for party in routes.values_mut().flat_map(|route| &mut route.parties) {
+            party.settle(turn.level, &mut hops)?;
+        }
+        let wrong = hops.iter().find(|(told, most)| told != most);
+        law!(
+            wrong.is_none(),
+            "a frame tells the most buses that its events have passed",
+            "told and passed: {wrong:?}"
+        );
         Ok(handed)
+    }
+
+    /// Who gets a copy, and may.
+    fn receiver(&self, turn: &Turn, sent: &Sent) -> Result<&Member, Broken> {
+        let Some(member) = self.members.get(&sent.key) else {
+            return Err(Broken {
+                law: "nothing is sent to an address without a lease or a static entry",
+                how: format!("{:?}", sent.key),
+            });
+        };
+        law!(
+            sent.to == member.address,
+            "copies go to the subscriber's own address",
+            "{:?} to {}",
+            sent.key,
+            sent.to
+        );
+        if let Some(lease) = &member.lease {
+            // Others see an end when the data thread with the registrar has.
+            law!(
+                lease.expires > turn.now || turn.worker > 0,
+                "nothing is sent to an address whose lease has ended",
+                "{:?} at {:?}, ended {:?}",
+                sent.key,
+                turn.now,
+                lease.expires
+            );
+        }
+        law!(
+            sent.series == member.series,
+            "a copy is counted under its subscriber's name",
+            "{:?}: {} instead of {}",
+            sent.key,
+            sent.series,
+            member.series
+        );
+        Ok(member)
+    }
+
+    /// Reads a copy: the bus's own frame, with as many events as are counted.
+    fn check_copy<'a>(&self, sent: &'a Sent) -> Result<wire::Read<'a>, Broken> {
+        let Some(read) = wire::read(&sent.bytes) else {
+            return Err(Broken {
+                law: "what the bus sends is a frame",
+                how: format!("{:02x?}", sent.bytes),
+            });
+        };
+        let sender = read.frame.stamp.as_ref().map(|stamp| stamp.sender);
+        law!(
+            sender == Some(self.bus) && read.frame.control.is_none(),
+            "a copy bears the bus's stamp and no message",
+            "{:?}",
+            read.frame.stamp
+        );
+        law!(
+            read.slices.len() == sent.events as usize && sent.events > 0,
+            "a copy has as many events as are counted",
+            "{} and {}",
+            read.slices.len(),
+            sent.events
+        );
+        Ok(read)
     }
 
     fn check_parties(&mut self, turn: &Turn, routes: &BTreeMap<String, Route<'_>>) -> Kept {
@@ -805,6 +789,7 @@ impl Oracle {
                     may_drop.extend(party.members.iter().map(|key| self.members[key].series));
                 }
                 self.note_choices(turn, party)?;
+                self.seen.note(SHARED, u64::from(party.is_shared()));
                 for key in &party.members {
                     // What a member of several may get is not certain.
                     let due = match party.members.len() {
@@ -887,7 +872,7 @@ impl Oracle {
             return Ok(());
         }
         for due in party.due.iter().filter(|due| !due.key.is_empty()) {
-            let Some(taken_by) = &due.taken_by else {
+            let Some(taken_by) = due.taken_by.map(|member| &party.members[member]) else {
                 continue;
             };
             let place = (party.members.clone(), due.key.clone());
@@ -992,6 +977,7 @@ impl Oracle {
             acted.messages.len(),
             messages.len()
         );
+        self.is_changed |= !messages.is_empty();
         for (message, (events, answers)) in messages.iter().zip(&acted.messages) {
             law!(
                 answers.len() <= 1 && events.len() <= 1,
@@ -1015,6 +1001,7 @@ impl Oracle {
                 .is_none_or(|lease| lease.expires > now)
         });
         let ended = before - self.members.len();
+        self.is_changed |= ended > 0 || !told.is_empty();
         let all_expired = told
             .iter()
             .all(|event| matches!(event, LeaseEvent::Expired(_)));
@@ -1144,6 +1131,7 @@ impl Oracle {
                     );
                     self.members.remove(&Key::Lease(message.from));
                     self.owners.clear();
+                    self.seen.note(RELEASED, 1);
                     return Ok(());
                 }
                 self.check_refusal(
@@ -1240,21 +1228,7 @@ impl Oracle {
     ) -> Kept {
         let nonce = subscribe.nonce;
         let Some(due) = due else {
-            if self.is_unanswered(now, message, challenge_bytes(nonce), event, &answer)? {
-                return Ok(());
-            }
-            let Some(Control::Challenge(challenge)) = answer.and_then(|frame| frame.control) else {
-                law!(false, "an unproven address is challenged", "{event:?}");
-                return Ok(());
-            };
-            law!(
-                event == Some(&LeaseEvent::Challenged) && challenge.nonce == nonce,
-                "a challenge is counted and bears the nonce",
-                "{event:?} {challenge:?}"
-            );
-            self.books.challenges += 1;
-            self.keep_cookie(now, challenge.cookie, message.from, nonce);
-            return Ok(());
+            return self.check_challenge(now, message, nonce, event, answer);
         };
         if let Err(reason) = due {
             return self.check_refusal(now, message, reason, nonce, event, answer);
@@ -1263,32 +1237,19 @@ impl Oracle {
         let stood = self.members.remove(&key);
         let news = self.put_lease(now, message.from, subscribe, stood.clone());
         let member = self.members[&key].clone();
-        match (&stood, event) {
-            (None, Some(LeaseEvent::Granted(_))) => {
+        match stood {
+            None => {
                 self.books.granted += 1;
                 *self.grants.entry((message.from, nonce)).or_default() += 1;
-            }
-            (
-                Some(_),
-                Some(LeaseEvent::Renewed {
-                    series, news: told, ..
-                }),
-            ) => {
+                let is_granted = matches!(event, Some(LeaseEvent::Granted(_)));
                 law!(
-                    series.index() == member.series && (told.lost, told.dropped) == news,
-                    "a report's news is counted, within what was sent",
-                    "{told:?} instead of {news:?}"
+                    is_granted,
+                    "a lease is granted",
+                    "{event:?} to {}",
+                    message.from
                 );
-                let series = self.books.series(member.series);
-                series.lost += told.lost;
-                series.dropped_there += told.dropped;
             }
-            _ => law!(
-                false,
-                "a lease is granted or renewed",
-                "{event:?} to {:?}",
-                message.from
-            ),
+            Some(_) => self.check_renewed(event, member.series, news)?,
         }
         let frame = answer.unwrap_or_default();
         let Some(Control::Lease(lease)) = frame.control else {
@@ -1313,6 +1274,54 @@ impl Oracle {
             member.flow
         );
         self.keep_cookie(now, lease.cookie, message.from, nonce);
+        Ok(())
+    }
+
+    fn check_challenge(
+        &mut self,
+        now: Duration,
+        message: &Message_,
+        nonce: u64,
+        event: Option<&LeaseEvent>,
+        answer: Option<Frame>,
+    ) -> Kept {
+        if self.is_unanswered(now, message, challenge_bytes(nonce), event, &answer)? {
+            return Ok(());
+        }
+        let Some(Control::Challenge(challenge)) = answer.and_then(|frame| frame.control) else {
+            law!(false, "an unproven address is challenged", "{event:?}");
+            return Ok(());
+        };
+        law!(
+            event == Some(&LeaseEvent::Challenged) && challenge.nonce == nonce,
+            "a challenge is counted and bears the nonce",
+            "{event:?} {challenge:?}"
+        );
+        self.books.challenges += 1;
+        self.keep_cookie(now, challenge.cookie, message.from, nonce);
+        Ok(())
+    }
+
+    /// Holds what a renewal's report brought against what it had to.
+    fn check_renewed(
+        &mut self,
+        event: Option<&LeaseEvent>,
+        index: usize,
+        expected: (u64, u64),
+    ) -> Kept {
+        let Some(LeaseEvent::Renewed { series, news, .. }) = event else {
+            law!(false, "a lease is renewed", "{event:?}");
+            return Ok(());
+        };
+        law!(
+            series.index() == index && (news.lost, news.dropped) == expected,
+            "a report's news is counted, within what was sent",
+            "{news:?} instead of {expected:?}"
+        );
+        let series = self.books.series(index);
+        series.lost += news.lost;
+        series.dropped_there += news.dropped;
+        self.seen.note(RENEWED, 1);
         Ok(())
     }
 
@@ -1464,6 +1473,7 @@ impl Oracle {
             "a pong tells of no event that did not come",
             "{pong:?}, {arrived} came"
         );
+        self.seen.note(PONG, 1);
         Ok(())
     }
 
@@ -1503,6 +1513,38 @@ impl Oracle {
 
     /// Holds the bus's tables and books against what they must be.
     pub fn check_state(&mut self, bus: &mut Bus) -> Kept {
+        // Only these change tables: what is forwarded has them to read alone.
+        if std::mem::take(&mut self.is_changed) {
+            self.check_subscribers(bus)?;
+            self.check_groups(bus)?;
+        }
+        let ends = self
+            .members
+            .values()
+            .filter_map(|member| member.lease.as_ref());
+        let next = ends.map(|lease| lease.expires).min();
+        law!(
+            bus.next_end() == next,
+            "the bus wakes up for the next end of a lease",
+            "{:?} instead of {next:?}",
+            bus.next_end()
+        );
+        let names: Vec<&str> = bus
+            .directory()
+            .series_names()
+            .iter()
+            .map(|name| &**name)
+            .collect();
+        law!(
+            names == self.series,
+            "names have series as long as there is room",
+            "{names:?} instead of {:?}",
+            self.series
+        );
+        self.check_books(bus.counts())
+    }
+
+    fn check_subscribers(&self, bus: &Bus) -> Kept {
         let subscribers = bus.directory().subscribers();
         let mut seen = 0;
         for (_, subscriber) in subscribers.iter() {
@@ -1531,29 +1573,10 @@ impl Oracle {
             subscribers.leases(),
             self.leases()
         );
-        let ends = self
-            .members
-            .values()
-            .filter_map(|member| member.lease.as_ref());
-        let next = ends.map(|lease| lease.expires).min();
-        law!(
-            bus.next_end() == next,
-            "the bus wakes up for the next end of a lease",
-            "{:?} instead of {next:?}",
-            bus.next_end()
-        );
-        let names: Vec<&str> = bus
-            .directory()
-            .series_names()
-            .iter()
-            .map(|name| &**name)
-            .collect();
-        law!(
-            names == self.series,
-            "names have series as long as there is room",
-            "{names:?} instead of {:?}",
-            self.series
-        );
+        Ok(())
+    }
+
+    fn check_groups(&self, bus: &Bus) -> Kept {
         for group in self
             .members
             .values()
@@ -1572,7 +1595,7 @@ impl Oracle {
                 bus.directory().members(group)
             );
         }
-        self.check_books(bus.counts())
+        Ok(())
     }
 
     fn check_books(&self, counts: &Counts) -> Kept {
@@ -1609,6 +1632,11 @@ impl Oracle {
         self.arrived.get(&sender).copied().unwrap_or(0)
     }
 
+    /// How many senders spoke.
+    pub fn senders(&self) -> usize {
+        self.arrived.len()
+    }
+
     /// How often a lease was granted to an address and nonce.
     pub fn grants(&self, address: SocketAddr, nonce: u64) -> u32 {
         self.grants.get(&(address, nonce)).copied().unwrap_or(0)
@@ -1633,55 +1661,78 @@ impl Oracle {
     }
 }
 
-/// Takes an event off what a party is to get.
-fn deliver<'r, 'a>(
-    route: &'r mut Route<'a>,
-    key: &Key,
-    slice: &[u8],
-) -> Result<&'r Due<'a>, Broken> {
-    let party = route
-        .parties
-        .iter_mut()
-        .find(|party| party.members.contains(key));
-    let Some(party) = party else {
-        return Err(Broken {
-            law: "nobody gets what it did not ask for or may not see",
-            how: format!("{key:?}: {slice:02x?}"),
-        });
-    };
-    let cursor = party.cursors.entry(key.clone()).or_default();
-    let mut rest = party.due.iter().enumerate().skip(*cursor);
-    let found = rest.find(|(_, due)| due.taken_by.is_none() && due.slice == slice);
-    let Some((at, _)) = found else {
-        return Err(Broken {
-            law: "each event of a topic comes once and in order, as it was sent",
-            how: format!("{key:?}: {slice:02x?}"),
-        });
-    };
+fn check_size(member: &Member, sent: &Sent) -> Kept {
+    let bytes = sent.bytes.len();
+    let fits = bytes <= member.max as usize;
     law!(
-        !party.is_certain || at == *cursor,
-        "each event of a topic comes once and in order, as it was sent",
-        "{key:?}: {} are missing before {slice:02x?}",
-        at - *cursor
+        fits == (sent.dropped != Some(CopyDrop::TooLarge)),
+        "no datagram is larger than its subscriber takes, and none that is not is dropped for that",
+        "{bytes} of {} bytes, {:?}",
+        member.max,
+        sent.dropped
     );
-    *cursor = at + 1;
-    party.due[at].taken_by = Some(key.clone());
-    Ok(&party.due[at])
-}
-
-fn check_weight(level: u32, weight: f64, share: f64, told: f64) -> Kept {
-    let told = weight_of(told);
-    let expected = weight / share;
-    let is_right = match level {
-        0 => (told / expected - 1.0).abs() < 1e-9,
-        _ => told >= expected * (1.0 - 1e-9),
-    };
     law!(
-        is_right || expected > 1e15,
-        "a stamp tells how many events each stands for",
-        "{told} instead of {expected}"
+        bytes <= member.target as usize || sent.events == 1,
+        "frames are filled to their size and no further",
+        "{bytes} of {} bytes with {} events",
+        member.target,
+        sent.events
     );
     Ok(())
+}
+
+fn follow_flow(flow: &mut Flow, sent: &Sent, stamp: &Stamp) -> Kept {
+    law!(
+        stamp.sequence >= flow.events
+            && stamp.dropped >= flow.dropped
+            && stamp.dropped <= stamp.sequence,
+        "a flow's stamps never fall",
+        "{stamp:?} after {flow:?}"
+    );
+    *flow = Flow {
+        events: stamp.sequence + u64::from(sent.events),
+        dropped: stamp.dropped,
+    };
+    Ok(())
+}
+
+fn count_copy(sent: &Sent, count: &mut Handed, series: &mut SeriesBooks) {
+    let events = u64::from(sent.events);
+    match sent.dropped {
+        None => {
+            count.sent += events;
+            series.events += events;
+            series.frames += 1;
+            series.bytes += sent.bytes.len() as u64;
+        }
+        Some(reason) => {
+            count.failed += events;
+            series.dropped[reason as usize] += events;
+        }
+    }
+}
+
+/// Notes an event of a copy for the party that it came to somebody as a member of.
+fn take<'a>(
+    routes: &mut BTreeMap<String, Route<'a>>,
+    topic: &str,
+    key: &Key,
+    taken: Taken<'a>,
+) -> Kept {
+    let Some(route) = routes.get_mut(topic) else {
+        law!(false, "only events that came are sent", "{topic:?}");
+        return Ok(());
+    };
+    for party in &mut route.parties {
+        if let Some(member) = party.members.iter().position(|member| member == key) {
+            party.taken[member].push(taken);
+            return Ok(());
+        }
+    }
+    Err(Broken {
+        law: "nobody gets what it did not ask for or may not see",
+        how: format!("{key:?}: {:02x?}", taken.slice),
+    })
 }
 
 fn check_member(key: &Key, member: &Member, subscriber: &Subscriber) -> Kept {
@@ -1725,14 +1776,6 @@ fn check_member(key: &Key, member: &Member, subscriber: &Subscriber) -> Kept {
 
 fn hops(frame: &Frame) -> u32 {
     frame.stamp.as_ref().map_or(0, |stamp| stamp.hops)
-}
-
-/// What makes no sense as a weight is 1.
-fn weight_of(told: f64) -> f64 {
-    match told > 1.0 {
-        true => told.min(9_007_199_254_740_992.0),
-        false => 1.0,
-    }
 }
 
 fn is_name(name: &str) -> bool {

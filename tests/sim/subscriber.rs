@@ -5,12 +5,17 @@ use std::net::SocketAddr;
 
 use hailmary_client::lease::{LeaseState, Origin, Subscription, Verdict};
 use hailmary_proto::decode::Decoder;
-use hailmary_proto::v1::Subscribe;
+use hailmary_proto::v1::frame::Control;
+use hailmary_proto::v1::{Frame, Subscribe};
+use prost::Message;
 
 use super::clock::{Clock, MS, Nanos};
 use super::law::{Kept, law};
 use super::publisher::{Name, PROBE};
 use super::rng::Rng;
+
+/// One of so many subscribers drops events itself.
+const DROPS_ITSELF: u64 = 4;
 
 /// Whether its process runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -158,6 +163,9 @@ impl Subscriber {
         while let Some(datagram) = self.subscription.poll_transmit(local) {
             out.push(datagram.to_vec());
         }
+        if self.nonce.is_multiple_of(DROPS_ITSELF) {
+            out.iter_mut().for_each(report_drops);
+        }
     }
 
     fn read(
@@ -227,6 +235,20 @@ impl Subscriber {
             self.arrived
         );
         Ok(())
+    }
+}
+
+/// Has a renewal report that some of what came was dropped on the subscriber's own side: the Rust
+/// client never drops, others do.
+fn report_drops(datagram: &mut Vec<u8>) {
+    let Ok(mut frame) = Frame::decode(&datagram[..]) else {
+        return;
+    };
+    if let Some(Control::Subscribe(subscribe)) = &mut frame.control
+        && let Some(report) = &mut subscribe.report
+    {
+        report.dropped = report.received / 8;
+        *datagram = frame.encode_to_vec();
     }
 }
 

@@ -1,6 +1,7 @@
 //! What happened, as one number, and as text where somebody wants to read it.
 
 use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddr};
 
 use super::clock::Nanos;
 use super::rng::mix;
@@ -77,4 +78,13 @@ pub fn fact(bytes: &[u8]) -> u64 {
     rest.iter().fold(hash, |hash, byte| {
         mix(hash.rotate_left(5) ^ u64::from(*byte))
     })
+}
+
+/// An address as a fact.
+pub fn place(address: SocketAddr) -> u64 {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) => u64::from(ip.to_bits()),
+        IpAddr::V6(ip) => ip.to_bits() as u64 ^ (ip.to_bits() >> 64) as u64,
+    };
+    mix(ip.rotate_left(16) ^ u64::from(address.port()))
 }

@@ -13,18 +13,19 @@ use hailmary_proto::v1::frame::Control;
 use hailmary_proto::v1::{Frame, Subscribe};
 use prost::Message;
 
-use super::bus::{Bus, Datagram, Host};
+use super::bus::{Bus, Datagram, Host, RECEIVE_BYTES_MAX};
 use super::clock::{Clock, MS, Nanos, SECOND};
 use super::datagrams;
-use super::faults::{Faults, Mishap};
+use super::faults::{ALL, Faults, Mishap};
 use super::law::{Broken, Kept, law};
 use super::network::Network;
 use super::oracle::Oracle;
 use super::plan::{Asked, Plan, draw_patterns};
 use super::publisher::{Habits, PROBE, Publisher};
 use super::rng::Rng;
+use super::seen::Seen;
 use super::subscriber::{Life, Order, Subscriber, draw_slowness};
-use super::trace::{Telling, Trace, fact};
+use super::trace::{Telling, Trace, fact, place};
 
 /// How long faults happen.
 const ROUGH: Nanos = 12 * SECOND;
@@ -34,6 +35,13 @@ const CALM: Nanos = 45 * SECOND;
 
 /// What a history may take: past it something spins.
 const STEPS_MAX: u64 = 400_000;
+
+/// What a data thread may hold at the end beyond the start, in bytes: tables and frames keep the room
+/// that their fullest turn took, which is the most datagrams of a batch to the most subscribers.
+const STAYS_PER_DATA_THREAD: u64 = 256 << 10;
+
+/// What a bus keeps of a sender, in bytes, till others speak: its flow, at each data thread.
+const STAYS_PER_SENDER: u64 = 2 << 10;
 
 /// Datagrams that a hostile host remembers, to send them once more.
 const REMEMBERED_MAX: usize = 64;
@@ -72,7 +80,7 @@ struct Station {
 }
 
 /// What a history came to.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Summary {
     pub hash: u64,
     pub steps: u64,
@@ -89,6 +97,10 @@ pub struct Summary {
     pub stricter: u64,
     /// Whether somebody could say what nobody said.
     pub lied: bool,
+    /// What occurred.
+    pub seen: Seen,
+    /// The most bytes that a bus held at its end beyond those of its start.
+    pub stays_most: u64,
 }
 
 /// A history.
@@ -117,6 +129,7 @@ pub fn run(seed: u64, telling: Telling) -> (Result<Summary, Broken>, Vec<String>
     let mut world = World::new(seed, telling);
     let result = catch_unwind(AssertUnwindSafe(|| {
         world.live()?;
+        world.check_memory()?;
         Ok(world.sum_up())
     }));
     let result = result.unwrap_or_else(|panic| {
@@ -132,6 +145,21 @@ pub fn run(seed: u64, telling: Telling) -> (Result<Summary, Broken>, Vec<String>
         ..broken
     };
     (result.map_err(at_step), world.trace.told())
+}
+
+/// The bytes that a seed's buses hold when everybody has come and gone so many times.
+pub fn held_after(seed: u64, rounds: u32) -> Result<u64, Broken> {
+    let mut world = World::new(seed, Telling::Silent);
+    world.faults.stop();
+    world.faults.mishaps.clear();
+    world.is_rough = false;
+    world.come_and_go(rounds)?;
+    let mut held = 0;
+    for station in &mut world.stations {
+        let fresh = Bus::start(&station.plan, station.host, world.rng.split());
+        held += std::mem::replace(&mut station.bus, fresh).end();
+    }
+    Ok(held)
 }
 
 impl World {
@@ -163,6 +191,9 @@ impl World {
             faults,
             rng,
         };
+        for kind in ALL {
+            world.summary.seen.note(&kind.name(), 0);
+        }
         world.populate();
         world
     }
@@ -370,12 +401,7 @@ impl World {
     // Datagrams.
 
     fn send(&mut self, from: SocketAddr, to: SocketAddr, bytes: Vec<u8>) {
-        let facts = [
-            1,
-            fact(from.to_string().as_bytes()),
-            fact(to.to_string().as_bytes()),
-            fact(&bytes),
-        ];
+        let facts = [1, place(from), place(to), fact(&bytes)];
         self.trace.note(self.now, &facts, || {
             format!("{from} -> {to}: {}", shown(&bytes))
         });
@@ -493,20 +519,13 @@ impl World {
                 Vec::new()
             }
         };
-        let verdicts = turn
-            .inputs
-            .iter()
-            .map(|(_, result)| result.map_or_else(|reason| reason as u64 + 1, |()| 0));
-        let verdicts = verdicts.fold(turn.level.into(), |sum: u64, verdict| {
-            sum.wrapping_mul(7) + verdict
-        });
         let facts = [
             2,
             index as u64,
             worker as u64,
             turn.inputs.len() as u64,
             turn.sends.len() as u64,
-            verdicts,
+            turn.verdicts(),
         ];
         self.trace.note(self.now, &facts, || {
             format!("bus {index}/{worker} at {now:?}: {} datagrams, {} copies, {} answers, decided {:?}", turn.inputs.len(), turn.sends.len(), answers.len(), turn.decided)
@@ -637,6 +656,7 @@ impl World {
         }
         let kind = *self.rng.pick(&self.faults.mishaps);
         self.summary.mishaps += 1;
+        self.summary.seen.note(&kind.name(), 1);
         self.trace
             .note(self.now, &[3, kind as u64], || format!("{kind:?}"));
         let (bus, publisher, subscriber) = (
@@ -647,37 +667,17 @@ impl World {
         match kind {
             Mishap::Partition => self.partition(),
             Mishap::BusRestarts => self.restart_bus(bus),
-            Mishap::BusStops => {
-                let until = self.now + self.rng.range(MS, 8 * SECOND);
-                let station = &mut self.stations[bus];
-                station.stopped_until = until;
-                if station.wake_at < until {
-                    station.wake_at = until;
-                    self.at(until, Happening::Bus(bus));
-                }
-            }
+            Mishap::BusStops => self.stop_bus(bus),
             Mishap::PublisherRestarts => self.publishers[publisher].restart(),
             Mishap::PublisherMoves => {
                 let address = self.address();
                 self.publishers[publisher].move_to(address);
             }
-            Mishap::SubscriberRestarts => {
-                let address = match self.rng.chance(500_000) {
-                    true => self.subscribers[subscriber].address,
-                    false => self.address(),
-                };
-                self.restart_subscriber(subscriber, address);
-            }
+            Mishap::SubscriberRestarts => self.restart_somewhere(subscriber),
             Mishap::SubscriberDies => self.subscribers[subscriber].life = Life::Dead,
             Mishap::SubscriberMoves => self.move_subscriber(subscriber),
             Mishap::AddressTaken => self.take_address(subscriber),
-            Mishap::SubscriberStops => {
-                let until = self.now + self.rng.range(MS, 15 * SECOND);
-                if self.subscribers[subscriber].life == Life::Running {
-                    self.subscribers[subscriber].life = Life::Stopped(until);
-                    self.wake_subscriber(subscriber);
-                }
-            }
+            Mishap::SubscriberStops => self.stop_subscriber(subscriber),
             Mishap::SubscriberLeaves => self.leave(subscriber),
             Mishap::WallClockJumps => {
                 let jump = self.rng.below(2_000 * SECOND) as i64 - 1_000 * SECOND as i64;
@@ -685,16 +685,7 @@ impl World {
                 self.publishers[publisher].clock.wall_off -= jump;
             }
             Mishap::LeaseStorm => self.storm(bus),
-            Mishap::Reload => {
-                let own = self.stations[bus].own;
-                let plan = Plan::draw(
-                    &mut self.rng,
-                    own,
-                    &self.sinks,
-                    self.faults.odd.max(300_000),
-                );
-                self.reload(bus, plan)?;
-            }
+            Mishap::Reload => self.reload_otherwise(bus)?,
             Mishap::Hostile => self.attack(bus),
             Mishap::Burst => {
                 for _ in 0..self.rng.range(10, 60) {
@@ -703,6 +694,39 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    fn stop_bus(&mut self, index: usize) {
+        let until = self.now + self.rng.range(MS, 8 * SECOND);
+        let station = &mut self.stations[index];
+        station.stopped_until = until;
+        if station.wake_at < until {
+            station.wake_at = until;
+            self.at(until, Happening::Bus(index));
+        }
+    }
+
+    fn restart_somewhere(&mut self, index: usize) {
+        let address = match self.rng.chance(500_000) {
+            true => self.subscribers[index].address,
+            false => self.address(),
+        };
+        self.restart_subscriber(index, address);
+    }
+
+    fn stop_subscriber(&mut self, index: usize) {
+        let until = self.now + self.rng.range(MS, 15 * SECOND);
+        if self.subscribers[index].life == Life::Running {
+            self.subscribers[index].life = Life::Stopped(until);
+            self.wake_subscriber(index);
+        }
+    }
+
+    fn reload_otherwise(&mut self, index: usize) -> Kept {
+        let own = self.stations[index].own;
+        let odd = self.faults.odd.max(300_000);
+        let plan = Plan::draw(&mut self.rng, own, &self.sinks, odd);
+        self.reload(index, plan)
     }
 
     fn partition(&mut self) {
@@ -785,7 +809,10 @@ impl World {
                 }
                 1 => {
                     let length = self.rng.below(80) as usize;
-                    let noise = self.rng.bytes(length);
+                    let noise = match length {
+                        0 => vec![0; RECEIVE_BYTES_MAX + 1],
+                        _ => self.rng.bytes(length),
+                    };
                     self.send(from, to, noise);
                 }
                 2 => {
@@ -1040,10 +1067,80 @@ impl World {
         Ok(())
     }
 
-    fn sum_up(&mut self) -> Summary {
+    /// What a bus holds when all have gone, against what it held at its start.
+    fn check_memory(&mut self) -> Kept {
         for station in &mut self.stations {
             self.summary.add_bus(station);
+            let start = || Bus::start(&station.plan, station.host, self.rng.clone());
+            let held_at_start = start().end();
+            let held = std::mem::replace(&mut station.bus, start()).end();
+            let stays = STAYS_PER_DATA_THREAD * station.host.workers as u64
+                + STAYS_PER_SENDER * station.oracle.senders() as u64;
+            law!(
+                held <= held_at_start + stays,
+                "when all have gone, their memory is given back",
+                "{held} bytes, {held_at_start} at the start, and {stays} may stay"
+            );
+            let most = &mut self.summary.stays_most;
+            *most = held.saturating_sub(held_at_start).max(*most);
         }
+        Ok(())
+    }
+
+    /// So many times, everybody comes from a new address, gets events, and goes.
+    fn come_and_go(&mut self, rounds: u32) -> Kept {
+        self.calm_down()?;
+        for _ in 0..rounds {
+            for index in 0..self.subscribers.len() {
+                let address = self.address();
+                self.restart_subscriber(index, address);
+            }
+            self.run_until(self.now + 3 * SECOND)?;
+            // Always the same ones, so that no round takes more room than another.
+            for index in 0..self.publishers.len() {
+                let (from, to) = self.way_of(index);
+                for (_, _, datagram) in self.publishers[index].probe() {
+                    self.send(from, to, datagram);
+                }
+            }
+            self.run_until(self.now + SECOND)?;
+            self.check_the_end()?;
+        }
+        Ok(())
+    }
+
+    /// What kind of history it was, and what its network did.
+    fn note_world(&mut self) {
+        let traffic = self.network.traffic;
+        let is = |condition: bool| u64::from(condition);
+        let (stations, subscribers) = (&self.stations, &self.subscribers);
+        let is_ipv6 = subscribers.iter().any(|one| one.address.is_ipv6());
+        let shares = stations.iter().any(|station| station.host.workers > 1);
+        let goes_round = self
+            .sinks
+            .iter()
+            .any(|sink| stations.iter().any(|one| one.listener == *sink));
+        for (kind, count) in [
+            ("datagram lost", traffic.lost),
+            ("datagram doubled", traffic.doubled),
+            ("datagram bent", traffic.bent),
+            ("history: orderly network", is(self.order == Order::Kept)),
+            ("history: disorderly network", is(self.order == Order::Lost)),
+            ("history: clocks go wrong", is(self.faults.skew_ppm > 0)),
+            ("history: several data threads", is(shares)),
+            ("history: several buses", is(stations.len() > 1)),
+            (
+                "history: buses that subscribe to each other",
+                is(goes_round),
+            ),
+            ("history: IPv6", is(is_ipv6)),
+        ] {
+            self.summary.seen.note(kind, count);
+        }
+    }
+
+    fn sum_up(&mut self) -> Summary {
+        self.note_world();
         let traffic = self.network.traffic;
         Summary {
             hash: self.trace.hash(),
@@ -1053,7 +1150,7 @@ impl World {
             lost: traffic.lost,
             doubled: traffic.doubled,
             bent: traffic.bent,
-            ..self.summary
+            ..self.summary.clone()
         }
     }
 }
@@ -1080,15 +1177,21 @@ impl Summary {
         }
         // Whatever the order in which they end.
         self.hash = self.hash.wrapping_add(other.hash);
+        self.seen.add(&other.seen);
+        self.stays_most = self.stays_most.max(other.stays_most);
     }
 
     fn add_bus(&mut self, station: &mut Station) {
+        let overflowed = station.bus.overflowed;
         let counts = station.bus.counts();
         self.events += counts.events.events;
         self.copies += counts.events.copies;
         self.leases += counts.leases.granted;
-        self.overflowed += station.bus.overflowed;
+        self.overflowed += overflowed;
         self.stricter += station.oracle.stricter;
+        self.seen.note_counts(counts);
+        self.seen.add(&station.oracle.seen);
+        self.seen.note("full receive buffer", overflowed);
     }
 }
 
