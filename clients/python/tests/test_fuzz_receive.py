@@ -93,7 +93,7 @@ answers = st.one_of(
 @st.composite
 def frames(draw: st.DrawFn) -> bytes:
     """A frame, with a few bytes changed now and then."""
-    control = draw(st.one_of(st.just({}), answers))
+    control: dict[str, Any] = draw(st.one_of(st.just({}), answers))
     frame = bus_pb2.Frame(events=draw(st.lists(events, max_size=4)), **control)
     if draw(st.booleans()):
         frame.stamp.CopyFrom(draw(stamps))
