@@ -1,4 +1,4 @@
-//! Every input that is kept, seeds and cases of what was once found, as it is and changed in a few
+//! Every input that is kept, seeds and cases of what was once found, as it is and changed in a
 //! thousand ways, the same each time: by a stable compiler, in seconds.
 
 use std::fs;
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use hailmary_fuzz::{TARGETS, Target};
 
 /// Changed inputs of each target. `HAILMARY_MUTATIONS` says otherwise.
-const MUTATIONS: u64 = 2_000;
+const MUTATIONS: u64 = 1_000;
 
 /// The longest that one input may take, on a machine that has much else to do: it is milliseconds.
 const INPUT_TIME_MAX: Duration = Duration::from_secs(10);
