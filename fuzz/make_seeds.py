@@ -71,6 +71,8 @@ lease_ms = 30000
 lease_ms_max = 300000
 [canary]
 interval_ms = 1000
+[confine]
+mode = "required"
 """,
     "access": """[access]
 publish = [{ from = ["127.0.0.0/8", "::1", "uid:1000"], topics = [">"] }]
