@@ -3,8 +3,8 @@
 //! Owns its sockets, the clock and its books, and decides nothing about events. One error of one
 //! socket or peer never ends it. Where there are several, the kernel deals publishers out among
 //! them; all read one directory. The first acts on control messages, which others pass on to it;
-//! any of them ends the leases whose time is over before it forwards. What the operator changes while it runs comes as orders,
-//! carried out between two turns.
+//! any of them ends the leases whose time is over before it forwards. What the operator changes
+//! while it runs comes as orders, carried out between two turns.
 
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd};
