@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::access::Access;
 use super::address::{Address, Peer, Source};
@@ -41,6 +42,7 @@ pub struct Directory {
     groups: Groups,
     series: Series,
     generation: u64,
+    next_end: Option<Duration>,
 }
 
 impl Directory {
@@ -60,6 +62,7 @@ impl Directory {
             groups: Groups::default(),
             series: Series::new(names, settings.leased_series_max),
             generation: 1,
+            next_end: None,
         };
         for subscriber in &settings.subscribers {
             directory.insert_static(subscriber);
@@ -244,6 +247,18 @@ impl Directory {
     #[inline]
     pub fn generation(&self) -> u64 {
         self.generation
+    }
+
+    /// Notes when the next lease ends.
+    pub(super) fn set_next_end(&mut self, next_end: Option<Duration>) {
+        self.next_end = next_end;
+    }
+
+    /// Whether a lease is still here that has ended by now, whose address may be another's.
+    #[must_use]
+    #[inline]
+    pub fn is_overdue(&self, now: Duration) -> bool {
+        self.next_end.is_some_and(|end| end <= now)
     }
 
     /// Who may publish and subscribe.

@@ -9,8 +9,8 @@
 //!
 //! # One turn
 //!
-//! 1. [`Registrar::handle_timeout`] where [`Registrar::poll_timeout`] has been reached, so that
-//!    nothing goes by a lease that has ended, however long the caller slept. Then
+//! 1. [`Registrar::handle_timeout`] where [`Directory::is_overdue`], whichever data thread's turn it
+//!    is, so that nothing goes by a lease that has ended, however long the caller slept. Then
 //!    [`Forwarder::begin_turn`]. From here to step 4 the directory must not change, so that sets
 //!    and places stand still while frames are under construction.
 //! 2. [`Forwarder::handle_datagram`] for each received datagram. Its events are copied into
@@ -19,10 +19,9 @@
 //! 3. [`Forwarder::take_drops`], then [`Forwarder::poll_copies`] until it gives none. For each
 //!    copy: send `[stamp, body]`, where [`is_sendable`](FrameCopy::is_sendable), and tell
 //!    [`Forwarder::handle_dropped`] of each that was not. Then [`Forwarder::end_frames`].
-//! 4. [`Registrar::handle_control`] for each of [`Forwarder::controls`], and
-//!    [`Registrar::handle_timeout`], and where the operator has decided otherwise
-//!    [`Registrar::reconfigure`]: the directory changes here and nowhere else. Answers come out
-//!    by [`Registrar::poll_answer`].
+//! 4. [`Registrar::handle_control`] for each of [`Forwarder::controls`], and where the operator has
+//!    decided otherwise [`Registrar::reconfigure`]: the directory changes here, and before step 1,
+//!    and nowhere else. Answers come out by [`Registrar::poll_answer`].
 //! 5. Sleep till a datagram comes or [`Registrar::poll_timeout`] is reached.
 //!
 //! `now` is the time since any fixed moment, by a clock that does not jump.

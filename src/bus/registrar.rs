@@ -105,6 +105,7 @@ impl Registrar {
                 None
             }
         };
+        directory.set_next_end(self.leases.next_end());
         self.answers.extend(answer.map(|frame| Answer {
             listener: message.listener,
             datagram: frame.encode_to_vec(),
@@ -145,6 +146,7 @@ impl Registrar {
         while let Some(event) = self.leases.expire(now, directory) {
             events.push(event);
         }
+        directory.set_next_end(self.leases.next_end());
     }
 
     /// Puts other settings in the place of those before. Leases stay, but for those whose holders
@@ -158,6 +160,7 @@ impl Registrar {
         let changes = directory.reconfigure(settings);
         self.leases.reconfigure(settings.leases);
         self.leases.revoke(directory, events);
+        directory.set_next_end(self.leases.next_end());
         changes
     }
 

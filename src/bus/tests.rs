@@ -88,16 +88,29 @@ impl Bus {
             };
             self.registrar
                 .handle_control(now, message, flow, &mut self.directory, events);
+            assert_tells_its_next_end(&self.directory, &self.registrar);
         }
     }
 
     fn handle_timeout(&mut self, now: Duration, events: &mut Vec<LeaseEvent>) {
         self.registrar
             .handle_timeout(now, &mut self.directory, events);
+        assert_tells_its_next_end(&self.directory, &self.registrar);
     }
 
     fn subscribers(&self) -> &Subscribers {
         self.directory.subscribers()
+    }
+}
+
+/// Other data threads than the registrar's know the ends of leases by the directory.
+fn assert_tells_its_next_end(directory: &Directory, registrar: &Registrar) {
+    match registrar.poll_timeout() {
+        Some(end) => {
+            assert!(directory.is_overdue(end));
+            assert!(!directory.is_overdue(end - Duration::from_nanos(1)));
+        }
+        None => assert!(!directory.is_overdue(Duration::MAX)),
     }
 }
 

@@ -3,9 +3,11 @@
 //! Egress sockets are apart from ingress. Whatever waits in the kernel is charged to the buffer of
 //! the socket that sent it, so that who shares one with those that take nothing is held up with
 //! them. So each Unix subscriber has a socket of its own, because one that does not read holds on
-//! to its sender's buffer; and other hosts share `HOST_SOCKETS` by their addresses, because what
-//! is for a host that is gone waits for as long as the kernel asks where it is. Over loopback
-//! nothing waits: one socket for each address family serves all that is on this host.
+//! to its sender's buffer; and other hosts share `HOST_LANES` sockets by their addresses, because
+//! what is for a host that is gone waits for as long as the kernel asks where it is. Over loopback
+//! nothing waits: one socket for each address family serves all that is on this host. All but the
+//! Unix subscribers' are opened at the start, as long as the program may have large buffers, and
+//! stay.
 //!
 //! That a UDP port is nobody's shows only after a copy was sent there, and counted so. As with a
 //! connected socket (udp(7)) the next copy pays for it: it is dropped as refused, and the one
@@ -32,13 +34,16 @@ use super::sys::{
 /// How long to wait before a socket that could not be had is asked for again.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Sockets that other hosts of one address family share: so many that a host has its own, or
-/// shares it with few, and that the largest bus is a few descriptors. A power of two.
+/// Lanes that other hosts of one address family share, each with a socket of its own. A power of
+/// two.
 ///
-/// The kernel keeps some 200 KiB for a host that does not answer (`unres_qlen_bytes` of arp(7)), a
-/// send buffer as configured by default holds that of 78 such hosts, and of one where the bus may
-/// not have it.
-const HOST_SOCKETS: u8 = 64;
+/// The kernel keeps some 200 KiB for a host that does not answer (`unres_qlen_bytes` of arp(7)). A
+/// send buffer as configured by default holds that of 78 such hosts, so that these hold that of a
+/// thousand, and where the bus may not have it each holds that of one and has room beside it. More
+/// would cost descriptors, of which a data thread has 34 for these and for what stays on this
+/// host, over both families; and calls, as what leaves by several sockets shares none: an event for
+/// 64 neighbours takes 16, where one socket would take 1 and a socket for each 64.
+const HOST_LANES: u8 = 16;
 
 /// Copies taken from the forwarder at a time where some may leave together: 16 for each of 64
 /// subscribers, more of which save little more, in about a hundred kilobytes.
@@ -76,24 +81,43 @@ enum Way {
     Nowhere,
 }
 
-/// Who shares a UDP socket: an address family and, but for what stays on this host, the last bits
-/// of the address. Hosts of one network differ in those first.
+/// Who shares a UDP socket: an address family and, but for what stays on this host, some bits of
+/// the address.
 type Lane = (Domain, Option<u8>);
 
 fn lane(address: &Address, ip: SocketAddr) -> Lane {
-    let last = match ip.ip() {
-        IpAddr::V4(v4) => v4.octets()[3],
-        IpAddr::V6(v6) => v6.octets()[15],
-    };
-    let is_elsewhere = !address.is_local();
-    let hosts = is_elsewhere.then_some(last & (HOST_SOCKETS - 1));
+    let hosts = (!address.is_local()).then(|| match ip.ip() {
+        IpAddr::V4(v4) => fold(&v4.octets()),
+        IpAddr::V6(v6) => fold(&v6.octets()),
+    });
     (Domain::for_address(ip), hosts)
+}
+
+/// Neighbours in one network differ in this, and so do hosts of the same number in networks that
+/// are neighbours.
+fn fold(octets: &[u8]) -> u8 {
+    octets.iter().fold(0, |all, octet| all ^ octet) & (HOST_LANES - 1)
+}
+
+/// The sockets of an address family: none where this host lacks it.
+///
+/// # Errors
+///
+/// Where there is no descriptor left, or no memory: not a lack of the family.
+fn open_family(domain: Domain, send_buffer_bytes: usize) -> io::Result<Vec<(Lane, Socket)>> {
+    let lanes = std::iter::once(None).chain((0..HOST_LANES).map(Some));
+    let open = |hosts| Ok(((domain, hosts), open_egress(domain, send_buffer_bytes)?));
+    let sockets: io::Result<Vec<_>> = lanes.map(open).collect();
+    sockets.or_else(|error| match error.raw_os_error() {
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => Err(error),
+        _ => Ok(Vec::new()),
+    })
 }
 
 /// Sockets and addresses: the ways to subscribers.
 #[derive(Debug)]
 struct Ways {
-    /// Opened as they are needed, but for those of this host, and never closed.
+    /// Those of each address family that this host has.
     udp: Vec<(Lane, Socket)>,
     /// By [`SubscriberId::index`].
     peers: Vec<Option<Peer>>,
@@ -125,21 +149,21 @@ impl Ways {
         }
     }
 
-    fn place(&self, lane: Lane) -> Option<usize> {
-        self.udp.iter().position(|(other, _)| *other == lane)
+    /// The way to an IP address.
+    fn udp_way(&self, lane: Lane) -> Way {
+        let place = self.udp.iter().position(|(other, _)| *other == lane);
+        place.map_or(Way::Nowhere, Way::Udp)
     }
 
-    /// The way to an IP address. Where no further socket is to be had it is that of this host.
-    fn udp_way(&mut self, lane: Lane, send_buffer_bytes: usize) -> Way {
-        let (domain, _) = lane;
-        if self.place(lane).is_none()
-            && self.place((domain, None)).is_some()
-            && let Ok(socket) = open_egress(domain, send_buffer_bytes)
-        {
-            self.udp.push((lane, socket));
-        }
-        let place = self.place(lane).or_else(|| self.place((domain, None)));
-        place.map_or(Way::Nowhere, Way::Udp)
+    /// What brings those copies together, when they are sorted by it, which may share a call, and
+    /// keeps each subscriber's in their order.
+    fn by_call(&self, copy: &FrameCopy) -> (usize, (usize, usize)) {
+        let peer = self.peers.get(copy.subscriber.index());
+        let socket = match peer.and_then(Option::as_ref).map(|peer| &peer.way) {
+            Some(Way::Udp(place)) => *place,
+            _ => usize::MAX,
+        };
+        (socket, copy.by_subscriber())
     }
 
     /// The first copies that share a call, and how they leave: those for one subscriber that has
@@ -240,25 +264,20 @@ pub struct Egress {
 }
 
 impl Egress {
-    /// Opens a socket for each address family that this host has.
+    /// Opens all UDP sockets of each address family that this host has.
     ///
     /// # Errors
     ///
-    /// Where it has neither.
+    /// Where it has neither, or no descriptor left.
     pub fn open(send_buffer_bytes: usize) -> io::Result<Self> {
-        let ipv4 = open_egress(Domain::IPV4, send_buffer_bytes);
-        let ipv6 = open_egress(Domain::IPV6, send_buffer_bytes);
-        let families = match (ipv4, ipv6) {
-            (Err(error), Err(_)) => return Err(error),
-            (ipv4, ipv6) => [(Domain::IPV4, ipv4), (Domain::IPV6, ipv6)],
-        };
-        let udp = families.into_iter().filter_map(|(domain, socket)| {
-            let socket = socket.ok()?;
-            Some(((domain, None), socket))
-        });
+        let mut udp = open_family(Domain::IPV4, send_buffer_bytes)?;
+        udp.extend(open_family(Domain::IPV6, send_buffer_bytes)?);
+        if udp.is_empty() {
+            return Err(io::Error::from_raw_os_error(libc::EAFNOSUPPORT));
+        }
         Ok(Self {
             ways: Ways {
-                udp: udp.collect(),
+                udp,
                 peers: Vec::new(),
                 is_any_together: false,
                 refused: 0,
@@ -356,10 +375,9 @@ impl Egress {
     }
 
     fn peer(&mut self, address: &Address) -> io::Result<Peer> {
-        let bytes = self.send_buffer_bytes;
         let way = match address {
-            Address::Ip(ip) => self.ways.udp_way(lane(address, *ip), bytes),
-            Address::Unix(_) => Way::Unix(open_egress(Domain::UNIX, bytes)?),
+            Address::Ip(ip) => self.ways.udp_way(lane(address, *ip)),
+            Address::Unix(_) => Way::Unix(open_egress(Domain::UNIX, self.send_buffer_bytes)?),
         };
         let departure = match self.ways.socket(&way) {
             Some(socket) if !address.is_local() && takes_segments(socket.as_fd()) => {
@@ -395,7 +413,7 @@ impl Egress {
         loop {
             if self.ways.is_any_together {
                 forwarder.poll_copies(directory, &mut copies, WINDOW);
-                copies.sort_unstable_by_key(FrameCopy::by_subscriber);
+                copies.sort_unstable_by_key(|copy| self.ways.by_call(copy));
             } else {
                 forwarder.poll_copies(directory, &mut copies, SEND_BATCH_MAX);
             }
@@ -495,7 +513,18 @@ fn reason(error: &io::Error) -> CopyDrop {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
+    use hailmary_proto::v1::{Event, Frame};
+    use prost::Message;
+
     use super::*;
+    use crate::bus::access::{Access, Effect, Rule, Rules};
+    use crate::bus::address::Source;
+    use crate::bus::leases::LeaseLimits;
+    use crate::bus::subscribers::Terms;
+    use crate::bus::tally::EventTally;
+    use crate::bus::{self, Arrival, Settings, StaticSubscriber};
 
     fn lane_of(ip: IpAddr, port: u16) -> Lane {
         let ip = SocketAddr::new(ip, port);
@@ -517,7 +546,7 @@ mod tests {
         ];
         for (host, here) in families {
             let mut lanes = vec![lane_of(here, 7)];
-            for number in 1_000..1_000 + u16::from(HOST_SOCKETS) {
+            for number in 1_000..1_000 + u16::from(HOST_LANES) {
                 let lane = lane_of(host(number), 7);
                 assert!(!lanes.contains(&lane), "{lane:?}");
                 assert_eq!(lane, lane_of(host(number), 8), "on any port");
@@ -527,19 +556,110 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_is_opened_once_and_for_families_of_this_host_alone() {
-        let mut egress = Egress::open(4_096).unwrap();
-        let ways = &mut egress.ways;
+    fn hosts_of_one_number_in_neighbouring_networks_share_no_socket() {
+        let of = |network| lane_of([10, network, 0, 10].into(), 7).1;
+        let lanes: HashSet<_> = (0..HOST_LANES).map(of).collect();
+        assert_eq!(lanes.len(), usize::from(HOST_LANES));
+    }
+
+    #[test]
+    fn every_host_has_a_way_from_the_start_and_by_families_of_this_host_alone() {
+        let egress = Egress::open(4_096).unwrap();
         let own = (Domain::IPV4, None);
-        // Where the host lacks a family it is not asked for more of it.
-        let nowhere = (Domain::UNIX, Some(1));
-        assert!(matches!(ways.udp_way(nowhere, 4_096), Way::Nowhere));
-        let before = ways.udp.len();
-        for _ in 0..2 {
-            let way = ways.udp_way((Domain::IPV4, Some(1)), 4_096);
-            assert!(matches!(way, Way::Udp(place) if place == before));
+        assert!(matches!(egress.ways.udp_way(own), Way::Udp(0)));
+        for hosts in 0..HOST_LANES {
+            let lane = (Domain::IPV4, Some(hosts));
+            let way = egress.ways.udp_way(lane);
+            assert!(matches!(way, Way::Udp(place) if place == 1 + usize::from(hosts)));
         }
-        assert_eq!(ways.udp.len(), before + 1, "opened once");
-        assert!(matches!(ways.udp_way(own, 4_096), Way::Udp(0)));
+        let nowhere = (Domain::UNIX, Some(1));
+        assert!(matches!(egress.ways.udp_way(nowhere), Way::Nowhere));
+    }
+
+    /// Static subscribers, each of one topic.
+    fn settings(addresses: &[&str]) -> Settings {
+        let subscriber = |(number, address): (usize, &&str)| StaticSubscriber {
+            name: format!("s{number}"),
+            address: Address::Ip(address.parse().unwrap()),
+            topics: vec!["a".to_owned()],
+            frame_bytes_max: None,
+            terms: Terms::default(),
+        };
+        Settings {
+            access: Access {
+                publish: Rules(vec![Rule {
+                    from: vec!["127.0.0.1/32".parse().unwrap()],
+                    topics: vec![">".to_owned()],
+                    effect: Effect::Allow,
+                }]),
+                subscribe: Rules(Vec::new()),
+            },
+            own_sources: Vec::new(),
+            leases: LeaseLimits {
+                leases_max: 1,
+                leases_per_origin_max: 1,
+                patterns_max: 1,
+                group_members_max: 1,
+                lease_ms: 1_000,
+                lease_ms_max: 1_000,
+            },
+            leased_series_max: 1,
+            subscribers: addresses.iter().enumerate().map(subscriber).collect(),
+            topic_policies: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn copies_for_hosts_that_share_a_socket_share_a_call() {
+        // By turns of two sockets, and one of this host.
+        let addresses = [
+            "10.0.0.1:7",
+            "10.0.0.2:7",
+            "127.0.0.1:7",
+            "10.0.0.17:7",
+            "10.0.0.18:7",
+            "10.0.0.33:7",
+        ];
+        let settings = settings(&addresses);
+        let mut parts = bus::open(&settings, 1, Duration::ZERO, Box::new(|| [7; 16]));
+        let (forwarder, publishers) = &mut parts.workers[0];
+        let mut egress = Egress::open(4_096).unwrap();
+        egress.follow(&parts.directory, Duration::ZERO).unwrap();
+        forwarder.begin_turn(&parts.directory);
+        let frame = Frame {
+            events: vec![Event {
+                topic: "a".to_owned(),
+                ..Event::default()
+            }],
+            ..Frame::default()
+        };
+        let source = "127.0.0.1:9".parse().unwrap();
+        let arrival = Arrival {
+            source: Source::Ip(source),
+            listener: 0,
+            now: Duration::ZERO,
+            unix_nano: 0,
+        };
+        let datagram = frame.encode_to_vec();
+        let tally = &mut EventTally::default();
+        let taken =
+            forwarder.handle_datagram(&parts.directory, publishers, arrival, &datagram, tally);
+        taken.unwrap();
+        let mut copies = Vec::new();
+        forwarder.poll_copies(&parts.directory, &mut copies, WINDOW);
+        copies.sort_unstable_by_key(|copy| egress.ways.by_call(copy));
+        let mut rest = copies.as_slice();
+        let mut calls = Vec::new();
+        while !rest.is_empty() {
+            let (_, run) = egress.ways.first_run(rest);
+            calls.push(
+                run.iter()
+                    .map(|copy| copy.subscriber.index())
+                    .collect::<Vec<_>>(),
+            );
+            rest = &rest[run.len()..];
+        }
+        calls.sort();
+        assert_eq!(calls, [vec![0, 3, 5], vec![1, 4], vec![2]]);
     }
 }

@@ -2,15 +2,15 @@
 //!
 //! Owns its sockets, the clock and its books, and decides nothing about events. One error of one
 //! socket or peer never ends it. Where there are several, the kernel deals publishers out among
-//! them; all read one directory, for which the first has the registrar: control messages that
-//! come to others are passed on to it. What the operator changes while it runs comes as orders,
-//! carried out between two turns.
+//! them; all read one directory. The first acts on control messages, which others pass on to it;
+//! any of them ends the leases whose time is over before it forwards. What the operator changes
+//! while it runs comes as orders, carried out between two turns.
 
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::Receiver;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hailmary_proto::flow::{FlowCounts, Tracker};
@@ -78,10 +78,11 @@ pub struct Parts {
     pub state: Arc<State>,
 }
 
-/// What all data threads share.
+/// What all data threads share. Whoever takes several of its locks, and the registrar's, takes the
+/// registrar's first, then the directory's, then the publishers'.
 #[derive(Debug)]
 pub struct Shared {
-    /// Who gets what. Each reads it for a turn, the one with the registrar changes it in between.
+    /// Who gets what. Each reads it for a turn, who has the registrar changes it in between.
     pub directory: RwLock<Directory>,
     /// The publishers that each hears, by its number. Held for a turn, and by the registrar where
     /// a publisher asks what came.
@@ -92,6 +93,12 @@ impl Shared {
     fn directory(&self) -> RwLockReadGuard<'_, Directory> {
         self.directory
             .read()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn directory_to_change(&self) -> RwLockWriteGuard<'_, Directory> {
+        self.directory
+            .write()
             .unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -131,20 +138,19 @@ fn earliest(one: Option<Duration>, other: Option<Duration>) -> Option<Duration> 
     [one, other].into_iter().flatten().min()
 }
 
-fn lock(publishers: &Mutex<Publishers>) -> MutexGuard<'_, Publishers> {
-    publishers.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Where control messages go.
 #[derive(Debug)]
 enum Controls {
-    /// To the registrar, which is here.
+    /// To the registrar, by this data thread.
     Registrar {
-        registrar: Box<Registrar>,
         others: Receiver<ControlMessage>,
         sender: ControlSender,
     },
-    /// To the data thread that has it.
+    /// To the data thread that does so.
     Elsewhere(ControlSender),
 }
 
@@ -152,6 +158,8 @@ enum Controls {
 #[derive(Debug)]
 pub struct EventLoop {
     parts: Parts,
+    /// All data threads' own. Only the end of a lease has it wait for another one.
+    registrar: Arc<Mutex<Registrar>>,
     controls: Controls,
     poll: Poll,
     orders: Receiver<Task>,
@@ -182,7 +190,7 @@ pub struct EventLoop {
 }
 
 impl EventLoop {
-    /// The data thread that has the registrar.
+    /// The data thread that acts on control messages.
     ///
     /// # Errors
     ///
@@ -190,13 +198,9 @@ impl EventLoop {
     pub fn with_registrar(parts: Parts, registrar: Registrar) -> io::Result<Self> {
         let (poll, waker) = poll()?;
         let (sender, others) = control_queue(&waker);
-        let registrar = Box::new(registrar);
-        let controls = Controls::Registrar {
-            registrar,
-            others,
-            sender,
-        };
-        Self::new(parts, poll, &waker, controls)
+        let registrar = Arc::new(Mutex::new(registrar));
+        let controls = Controls::Registrar { others, sender };
+        Self::new(parts, poll, &waker, registrar, controls)
     }
 
     /// Another data thread, which passes control messages on to this one.
@@ -207,10 +211,18 @@ impl EventLoop {
     pub fn beside(&self, parts: Parts) -> io::Result<Self> {
         let (Controls::Registrar { sender, .. } | Controls::Elsewhere(sender)) = &self.controls;
         let (poll, waker) = poll()?;
-        Self::new(parts, poll, &waker, Controls::Elsewhere(sender.clone()))
+        let registrar = Arc::clone(&self.registrar);
+        let controls = Controls::Elsewhere(sender.clone());
+        Self::new(parts, poll, &waker, registrar, controls)
     }
 
-    fn new(parts: Parts, poll: Poll, waker: &Arc<Waker>, controls: Controls) -> io::Result<Self> {
+    fn new(
+        parts: Parts,
+        poll: Poll,
+        waker: &Arc<Waker>,
+        registrar: Arc<Mutex<Registrar>>,
+        controls: Controls,
+    ) -> io::Result<Self> {
         let (order_sender, orders) = order_queue(&poll, waker)?;
         for (place, listener) in parts.listeners.iter().enumerate() {
             if let Some(listener) = listener {
@@ -241,6 +253,7 @@ impl EventLoop {
             overload: Overload::default(),
             logs: Suppressor::default(),
             parts,
+            registrar,
             controls,
             poll,
         })
@@ -317,7 +330,7 @@ impl EventLoop {
     /// When something is to be done though nothing comes.
     fn next_deadline(&self) -> Option<Duration> {
         let lease_end = match &self.controls {
-            Controls::Registrar { registrar, .. } => registrar.poll_timeout(),
+            Controls::Registrar { .. } => lock(&self.registrar).poll_timeout(),
             Controls::Elsewhere(_) => None,
         };
         let retry = self.parts.egress.retry_at();
@@ -333,7 +346,6 @@ impl EventLoop {
     }
 
     fn work(&mut self, shared: &Shared) -> Found {
-        self.end_leases(shared);
         let found = self.forward(shared);
         match &self.controls {
             Controls::Registrar { .. } => self.act_on_controls(shared),
@@ -408,12 +420,13 @@ impl EventLoop {
 
     /// See [`Order::Reconfigure`].
     fn reconfigure(&mut self, settings: &Settings, shared: &Shared) -> Done {
-        let Controls::Registrar { registrar, .. } = &mut self.controls else {
+        let Controls::Registrar { .. } = &self.controls else {
             return Done::default();
         };
-        let state = &self.parts.state;
-        let directory = shared.directory.write();
-        let mut directory = directory.unwrap_or_else(PoisonError::into_inner);
+        let state = Arc::clone(&self.parts.state);
+        let registrar = Arc::clone(&self.registrar);
+        let mut registrar = lock(&registrar);
+        let mut directory = shared.directory_to_change();
         let events = &mut self.lease_events;
         let changes = registrar.reconfigure(settings, &mut directory, events);
         state.put_topic_labels(directory.policies().labels());
@@ -421,13 +434,10 @@ impl EventLoop {
             state.remove_subscriber(*id);
         }
         let leases_revoked = events.len();
-        for event in events.drain(..) {
-            self.ledger.count_lease(&event);
-            show(state, &directory, &event);
-        }
+        self.tell_lease_events(&directory);
         // Last, as they may have the places of those who went.
         for id in changes.changed.iter().chain(&changes.added) {
-            show_one(state, &directory, *id);
+            show_one(&state, &directory, *id);
         }
         Done {
             subscribers: changes,
@@ -480,7 +490,7 @@ impl EventLoop {
     fn forward(&mut self, shared: &Shared) -> Found {
         let arrived = self.now;
         self.settle(shared);
-        let directory = &*shared.directory();
+        let directory = &*self.directory_of_now(shared);
         self.parts.forwarder.begin_turn(directory);
         self.follow(directory);
         let found = match shared.own_publishers(self.parts.worker) {
@@ -635,54 +645,58 @@ impl EventLoop {
         }
     }
 
-    /// Ends the leases whose time is over before anything is forwarded: in a process that stood
+    /// The directory to forward by, without the leases whose time is over: in a process that stood
     /// still they may be over for long, and their addresses others' by now.
-    fn end_leases(&mut self, shared: &Shared) {
-        let Controls::Registrar { registrar, .. } = &mut self.controls else {
-            return;
-        };
-        if registrar.poll_timeout().is_none_or(|end| end > self.now) {
-            return;
+    #[inline]
+    fn directory_of_now<'a>(&mut self, shared: &'a Shared) -> RwLockReadGuard<'a, Directory> {
+        let directory = shared.directory();
+        if !directory.is_overdue(self.now) {
+            return directory;
         }
-        let directory = shared.directory.write();
-        let mut directory = directory.unwrap_or_else(PoisonError::into_inner);
+        drop(directory);
+        self.end_leases(shared);
+        shared.directory()
+    }
+
+    #[cold]
+    fn end_leases(&mut self, shared: &Shared) {
+        let registrar = Arc::clone(&self.registrar);
+        let mut registrar = lock(&registrar);
+        let mut directory = shared.directory_to_change();
         registrar.handle_timeout(self.now, &mut directory, &mut self.lease_events);
+        self.tell_lease_events(&directory);
+    }
+
+    /// Counts what became of leases, and shows it before any data thread counts by it.
+    fn tell_lease_events(&mut self, directory: &Directory) {
         for event in self.lease_events.drain(..) {
             self.ledger.count_lease(&event);
-            show(&self.parts.state, &directory, &event);
+            show(&self.parts.state, directory, &event);
         }
     }
 
-    /// Leases begin and end here, between turns' frames.
+    /// Leases begin here, between turns' frames.
     fn act_on_controls(&mut self, shared: &Shared) {
         let now = self.now;
-        let Controls::Registrar {
-            registrar, others, ..
-        } = &mut self.controls
-        else {
+        let Controls::Registrar { others, .. } = &self.controls else {
             return;
         };
         let own = self.parts.forwarder.controls();
         let mut messages = own.chain(others.try_iter().take(MESSAGES_MAX)).peekable();
-        let is_due = registrar.poll_timeout().is_some_and(|end| end <= now);
-        if messages.peek().is_none() && !is_due {
+        if messages.peek().is_none() {
             return;
         }
         let mut news = FlowCounts::default();
-        let directory = shared.directory.write();
-        let mut directory = directory.unwrap_or_else(PoisonError::into_inner);
+        let registrar = Arc::clone(&self.registrar);
+        let mut registrar = lock(&registrar);
+        let mut directory = shared.directory_to_change();
         for message in messages {
             let settle_at = &mut self.settle_at;
             let flow = |stamp: &Stamp| shared.flow(now, stamp, &mut news, settle_at);
             let events = &mut self.lease_events;
             registrar.handle_control(now, message, flow, &mut directory, events);
         }
-        registrar.handle_timeout(now, &mut directory, &mut self.lease_events);
-        // Shown before any data thread counts by it.
-        for event in self.lease_events.drain(..) {
-            self.ledger.count_lease(&event);
-            show(&self.parts.state, &directory, &event);
-        }
+        self.tell_lease_events(&directory);
         drop(directory);
         self.ledger.count_flow(news);
         while let Some(answer) = registrar.poll_answer() {
@@ -698,7 +712,9 @@ impl EventLoop {
                 );
             }
         }
-        // The next turn may be long in coming, and sockets of those who are gone are not kept for it.
+        drop(registrar);
+        // The next turn may be long in coming, and this thread's own sockets for those who are gone
+        // are not kept for it. Other data threads close theirs in their next turns.
         self.follow(&shared.directory());
     }
 

@@ -114,7 +114,7 @@ impl Listener {
                 (socket, Some((path.clone(), file_id(path).map_err(system)?)))
             }
         };
-        let granted = grow_receive_buffer(&socket, receive_buffer_bytes).map_err(system)?;
+        let granted = first_receive_buffer(&socket, receive_buffer_bytes).map_err(system)?;
         let name = match socket.local_addr().map_err(system)?.as_socket() {
             Some(ip) => ListenAddress::Udp(ip).to_string(),
             None => address.to_string(),
@@ -159,7 +159,7 @@ impl Listener {
                 ask: self.ask,
                 crowd: self.crowd,
                 buffer: Buffer {
-                    granted: grow_receive_buffer(&socket, self.buffer.wanted)?,
+                    granted: first_receive_buffer(&socket, self.buffer.wanted)?,
                     ..self.buffer
                 },
                 socket,
@@ -240,7 +240,7 @@ impl Listener {
     ///
     /// What the system says. The buffer is left as it was then.
     pub fn resize(&mut self, receive_buffer_bytes: usize) -> io::Result<()> {
-        let granted = grow_receive_buffer(&self.socket, receive_buffer_bytes)?;
+        let granted = other_receive_buffer(&self.socket, receive_buffer_bytes)?;
         self.buffer = Buffer {
             wanted: receive_buffer_bytes,
             granted,
@@ -305,7 +305,9 @@ pub fn reachable(listener: SocketAddr) -> SocketAddr {
 /// Where this host lacks the address family, or sockets.
 pub fn open_egress(domain: Domain, send_buffer_bytes: usize) -> io::Result<Socket> {
     let socket = open(domain)?;
-    resize_egress(&socket, send_buffer_bytes)?;
+    // It is new: there is no larger buffer to keep.
+    sys::force_send_buffer(socket.as_fd(), send_buffer_bytes)
+        .or_else(|_| socket.set_send_buffer_size(send_buffer_bytes))?;
     sys::enable_error_queue(socket.as_fd(), domain)?;
     Ok(socket)
 }
@@ -412,11 +414,23 @@ fn file_id(path: &Path) -> io::Result<(u64, u64)> {
     Ok((file.dev(), file.ino()))
 }
 
-fn grow_receive_buffer(socket: &Socket, bytes: usize) -> io::Result<usize> {
+/// The receive buffer of a new socket, which has no larger one to keep, as granted in bytes.
+fn first_receive_buffer(socket: &Socket, bytes: usize) -> io::Result<usize> {
+    sys::force_receive_buffer(socket.as_fd(), bytes)
+        .or_else(|_| socket.set_recv_buffer_size(bytes))?;
+    granted(socket)
+}
+
+/// Another receive buffer for a socket, as granted in bytes.
+fn other_receive_buffer(socket: &Socket, bytes: usize) -> io::Result<usize> {
     if sys::force_receive_buffer(socket.as_fd(), bytes).is_err() {
         let size = Socket::recv_buffer_size;
         resize_within(socket, bytes, size, Socket::set_recv_buffer_size)?;
     }
+    granted(socket)
+}
+
+fn granted(socket: &Socket) -> io::Result<usize> {
     Ok(socket.recv_buffer_size()? / ACCOUNT_FACTOR)
 }
 

@@ -69,8 +69,8 @@ pub fn capability_finding(capability: &Capability, limits: &[(&Known<u64>, u64)]
         Capability::Has => Finding::fine(CHECK, "the running bus has CAP_NET_ADMIN"),
         Capability::Had => Finding::fine(
             CHECK,
-            "the running bus had CAP_NET_ADMIN when it bound its sockets, and gave it up then: \
-             those that it opens later get what the system's maximum allows",
+            "the running bus had CAP_NET_ADMIN when it opened its sockets, and gave it up then: \
+             those of reloads and of Unix subscribers get what the system's maximum allows",
         ),
         Capability::Lacks(_) if !limits.iter().any(is_short) => Finding::fine(
             CHECK,
@@ -145,7 +145,7 @@ pub fn send(limit: &Known<u64>, wanted: u64, capability: &Capability) -> Finding
         capability,
         |_| {
             "Datagrams to a host that does not answer wait in this buffer. Once they fill it, \
-             those to all other hosts are dropped too (would_block)."
+             those to hosts that share its socket, one in 16, are dropped too (would_block)."
                 .to_owned()
         },
     )

@@ -490,6 +490,24 @@ impl World {
         }
     }
 
+    /// Another data thread, with a listener of its own.
+    fn beside(&mut self) -> EventLoop {
+        let address = ListenAddress::Udp("127.0.0.1:0".parse().unwrap());
+        let listener = Listener::bind(&address, BUFFER_BYTES).unwrap();
+        let (stop, _) = UnixStream::pair().unwrap();
+        self.shared.publishers.push(Mutex::new(Publishers::new(3)));
+        let parts = Parts {
+            worker: 1,
+            forwarder: Forwarder::new(lock(&self.event_loop.registrar).bus(), 5),
+            listeners: vec![Some(listener), None],
+            egress: Egress::open(BUFFER_BYTES).unwrap(),
+            stop,
+            linger: Duration::ZERO,
+            state: Arc::clone(&self.state),
+        };
+        self.event_loop.beside(parts).unwrap()
+    }
+
     /// One turn, and what must be true when it is over. Gives back what roamers are told.
     fn turn(&mut self) -> Vec<(usize, Control)> {
         self.event_loop.readable.fill(true);
@@ -909,7 +927,7 @@ fn what_waits_in_a_listener_that_closes_is_taken_whatever_one_call_says() {
     }
 }
 
-/// As a process that was stopped, or whose host was suspended.
+/// As a process that was stopped. In a host that is suspended the clock stands still, too.
 #[test]
 fn who_stood_still_sends_nothing_by_leases_that_ended_meanwhile() {
     let mut world = World::new();
@@ -923,6 +941,46 @@ fn who_stood_still_sends_nothing_by_leases_that_ended_meanwhile() {
     });
     world.event_loop.now += Duration::from_secs(3_600);
     world.settle();
+    assert_eq!(world.shared.directory().subscribers().leases(), 0);
+}
+
+#[test]
+fn nor_does_a_data_thread_that_grants_no_leases() {
+    let mut world = World::new();
+    world.act(Deed::Take(0, "a"));
+    let mut other = world.beside();
+    let address = other.parts.listeners[0].as_ref().unwrap().address();
+    let Ok(Address::Ip(address)) = address else {
+        panic!("it has UDP");
+    };
+    let frame = Frame {
+        events: vec![Event {
+            topic: "a".to_owned(),
+            ..Event::default()
+        }],
+        ..Frame::default()
+    };
+    let sent = |world: &World| world.series("roamer-0").events;
+    let mut stood_still = |world: &mut World, pause: Duration| {
+        let frames = |world: &World| world.totals.counts.listeners[0].frames;
+        let before = frames(world);
+        world.hosts[0]
+            .send_to(&frame.encode_to_vec(), address)
+            .unwrap();
+        let start = Instant::now();
+        while frames(world) == before {
+            assert!(start.elapsed() < PATIENCE, "nothing came");
+            other.now = other.parts.state.started.elapsed() + pause;
+            other.readable.fill(true);
+            other.turn(&world.shared);
+            other.hand_over();
+            world.state.mailbox.take_into(&mut world.totals);
+        }
+    };
+    stood_still(&mut world, Duration::ZERO);
+    assert_eq!(sent(&world), 1);
+    stood_still(&mut world, Duration::from_secs(3_600));
+    assert_eq!(sent(&world), 1);
     assert_eq!(world.shared.directory().subscribers().leases(), 0);
 }
 
