@@ -87,7 +87,7 @@ RUNS = {
         ["tests/sanitize"],
     ),
     "isolation": Run(
-        "what the living notice of the dead, ISOLATION_TIME",
+        "what the living notice of the dead, 20 minutes",
         [ISOLATION],
         ["benches/record/isolation.py"],
         [[*ISOLATION, "--rounds", "1", "--seconds", "0.5", "--companies", "10"]],
