@@ -217,6 +217,14 @@ class Soak(unittest.TestCase):
                 setattr(result, name, value)
             self.assertIn(words, "".join(soak.verdicts(result, 600.0)))
 
+    def test_a_short_run_is_judged_by_what_else_still_fills_and_a_shorter_one_is_not(self) -> None:
+        leaking = self.result([8_000 + 200 * number for number in range(30)])
+        self.assertIn("memory grew", "".join(soak.verdicts(leaking, 299.0)))
+        filling = self.result([8_000 + 60 * number for number in range(30)])
+        self.assertEqual(list(soak.verdicts(filling, 299.0)), [])
+        self.assertEqual(list(soak.verdicts(leaking, 59.0)), [])
+        self.assertIn("not judged", soak.memory(soak.warm(leaking.looks, 59.0), 59.0)[0][1])
+
     def test_a_line_has_its_slope(self) -> None:
         self.assertAlmostEqual(soak.slope([(0, 5.0), (1, 7.0), (2, 9.0)]), 2.0)
         self.assertEqual(soak.slope([(3, 5.0)]), 0.0)
