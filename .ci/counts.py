@@ -2,7 +2,7 @@
 
 That every unsafe block says why it holds, and that only modules which expect `unsafe_code` have
 any, lints see to; this sees to it that every package has these lints. Where HAILMARY_EVIDENCE
-names a directory, the sums are told there, too.
+names a directory, the sums are told there, too. Needs Python 3.11.
 """
 
 import json
@@ -120,7 +120,7 @@ def tell(figures: list[tuple[str, int, str]]) -> None:
         return
     told = {
         "fault": "code that the compiler does not check, and code of others",
-        "promise": "each unsafe block says why it holds, and every licence and source is allowed",
+        "promise": "every package has the lints by which each unsafe block says why it holds",
         "figures": [{"what": what, "value": value, "unit": unit} for what, value, unit in figures],
     }
     (Path(directory) / "counts.json").write_text(json.dumps(told))
@@ -143,9 +143,9 @@ def main() -> None:
         print(columns(total), f"in all, {kind}")
         what = "the project's own lines of unsafe" + (" in tests" if kind == "tests" else "")
         figures.append((what, total["lines"], "lines"))
-    tell(figures)
     if missing := packages_without_lints():
         sys.exit(f"without the lints for unsafe code: {', '.join(missing)}")
+    tell(figures)
 
 
 def columns(counts: Counter[str]) -> str:

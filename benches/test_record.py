@@ -135,15 +135,45 @@ class Isolation(unittest.TestCase):
         self.assertEqual(isolation.chance([-1.0] * 10), 1.0)
         self.assertGreater(isolation.chance([5.0, -5.0] * 5), 0.5)
 
-    def test_only_a_difference_that_is_no_chance_is_called_one(self) -> None:
+    def test_only_a_difference_that_is_no_chance_is_called_one_and_fails(self) -> None:
         living = [100.0 + number for number in range(10)]
         higher = self.samples([1.5 * us for us in living], living)
-        told = "higher beside 10 (1.50 times that beside 10 living)"
-        self.assertEqual(isolation.verdict(higher, "dead", [10]), told)
+        told = isolation.verdict(higher, "dead", [10])
+        self.assertIn("higher beside 10; with 99% confidence, beside 10: 1.50 times (at most 1.50)", told)
+        self.assertEqual([kind for kind, _ in isolation.faults(higher)], ["dead"])
         alike = self.samples(living[::-1], living)
-        self.assertIn("no difference that can be measured", isolation.verdict(alike, "dead", [10]))
-        few = self.samples(living[:3], living[:3])
+        self.assertIn("no difference was found", isolation.verdict(alike, "dead", [10]))
+        self.assertEqual(list(isolation.faults(alike)), [])
+        few = self.samples([2 * us for us in living[:3]], living[:3])
         self.assertIn("too few", isolation.verdict(few, "dead", [10]))
+        self.assertEqual(list(isolation.faults(few)), [])
+
+    def test_a_lost_event_fails(self) -> None:
+        samples = self.samples([100.0] * 10, [100.0] * 10)
+        samples["dead", 10][3]["lost"] = 1
+        self.assertEqual(list(isolation.faults(samples)), [("dead", "beside 10 dead: 1 events are lost")])
+
+    def test_what_hardly_is_chance_once_is_more_likely_among_many(self) -> None:
+        # Of eight rounds a difference in each is as likely as one in 256.
+        living = [100.0] * 8
+        samples = self.samples([110.0] * 8, living)
+        self.assertEqual(isolation.higher(samples), {("dead", 10)})
+        for count in range(11, 22):
+            samples["living", count] = samples["living", 10]
+            samples["dead", count] = samples["living", 10]
+        self.assertEqual(isolation.higher(samples), set())
+
+    def test_an_upper_bound_is_above_the_mean_and_shrinks_as_rounds_are_more_alike(self) -> None:
+        narrow, wide = ([0.1 + spread * (-1) ** number for number in range(12)] for spread in (0.01, 0.2))
+        bounds = [isolation.upper_bound(narrow), isolation.upper_bound(wide)]
+        self.assertLess(0.1, bounds[0])
+        self.assertLess(bounds[0], 0.12)
+        self.assertLess(bounds[0] + 0.05, bounds[1])
+        self.assertLess(isolation.chance([bounds[1] + 0.01 - one for one in wide]), isolation.CHANCE_MAX)
+
+    def test_the_usual_record_can_find_a_difference(self) -> None:
+        comparisons = len(isolation.FAULTS) * len(isolation.COMPANIES)
+        self.assertLess(0.5**isolation.ROUNDS_MAX, isolation.CHANCE_MAX / comparisons)
 
     def test_each_company_is_as_large_as_it_says_and_has_no_address_twice(self) -> None:
         for kind, company in isolation.KINDS.items():
@@ -186,6 +216,14 @@ class Soak(unittest.TestCase):
             for name, value in change.items():
                 setattr(result, name, value)
             self.assertIn(words, "".join(soak.verdicts(result, 600.0)))
+
+    def test_a_short_run_is_judged_by_what_else_still_fills_and_a_shorter_one_is_not(self) -> None:
+        leaking = self.result([8_000 + 200 * number for number in range(30)])
+        self.assertIn("memory grew", "".join(soak.verdicts(leaking, 299.0)))
+        filling = self.result([8_000 + 60 * number for number in range(30)])
+        self.assertEqual(list(soak.verdicts(filling, 299.0)), [])
+        self.assertEqual(list(soak.verdicts(leaking, 59.0)), [])
+        self.assertIn("not judged", soak.memory(soak.warm(leaking.looks, 59.0), 59.0)[0][1])
 
     def test_a_line_has_its_slope(self) -> None:
         self.assertAlmostEqual(soak.slope([(0, 5.0), (1, 7.0), (2, 9.0)]), 2.0)

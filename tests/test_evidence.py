@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import sys
 import tempfile
@@ -11,9 +12,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests/evidence"))
+sys.path[:0] = [str(ROOT / "tests/evidence"), str(ROOT / "benches/record")]
 
+import isolation
 import table
+
+# A program's file is named as no module may be imported by.
+SPEC = importlib.util.spec_from_file_location("evidence_program", ROOT / "tests/evidence/__main__.py")
+assert SPEC and SPEC.loader
+evidence = importlib.util.module_from_spec(SPEC)
+sys.modules[SPEC.name] = evidence
+SPEC.loader.exec_module(evidence)
 
 STAMP = {"date": "2000-01-01", "commit": "c0ffee", "machine": "2 cores"}
 
@@ -40,13 +49,25 @@ class Rows(unittest.TestCase):
             Path(directory, "a_fault.json").write_text(json.dumps(told()))
             self.assertEqual(table.read(Path(directory)), {"a_fault": told()})
 
-    def test_a_run_replaces_its_own_rows_and_no_others(self) -> None:
+    def test_what_a_run_tells_replaces_its_rows_and_no_others(self) -> None:
         rows = table.merged({}, {"a": told(), "b": told()}, "faults", STAMP)
         rows = table.merged(rows, {"c": told()}, "soak", STAMP)
         rows = table.merged(rows, {"b": told("Anew.")}, "faults", STAMP)
-        self.assertEqual(list(rows), ["b", "c"])
+        self.assertEqual(list(rows), ["a", "b", "c"])
         self.assertEqual(rows["b"]["fault"], "Anew.")
         self.assertEqual(rows["c"]["run"], "soak")
+
+    def test_a_row_that_is_not_told_again_says_so_till_it_is(self) -> None:
+        rows = table.merged({}, {"a": told(), "b": told()}, "faults", STAMP)
+        rows = table.kept(rows, ["b", "never_told"], "not held on 2000-01-02")
+        lines = table.rendered(rows, {}).splitlines()
+        self.assertEqual(["not held" in line for line in lines if "It breaks." in line], [False, True])
+        self.assertNotIn("not_repeated", table.merged(rows, {"b": told()}, "faults", STAMP)["b"])
+
+    def test_a_row_that_nothing_tells_any_more_goes(self) -> None:
+        rows = table.merged({}, {"a": told(), "b": told()}, "faults", STAMP)
+        rows = table.merged(rows, {"c": told()}, "soak", STAMP)
+        self.assertEqual(list(table.without_gone(rows, "faults", ["b"])), ["b", "c"])
 
     def test_a_row_is_as_wide_as_the_head_whatever_is_told(self) -> None:
         rows = table.merged({}, {"a": told("One | two\nthree")}, "faults", STAMP)
@@ -76,21 +97,35 @@ class Page(unittest.TestCase):
 
 class Names(unittest.TestCase):
     RUST = 'use evidence::tell;\n tell_of(\n  "in_rust",\n  x);\n tell(name, fault);'
-    PYTHON = 'import evidence\nevidence.tell(f"by_{kind}", fault)'
-    SHELL = 'HAILMARY_EVIDENCE "$directory/under_$kind.json"'
+    PYTHON = 'import evidence\nevidence.tell(f"isolation_{kind}", fault)'
+    SHELL = 'HAILMARY_EVIDENCE "$directory/sanitize_$kind.json"'
+    ALL = ["in_rust", *(f"isolation_{kind}" for kind in table.MEMBERS["isolation_"])]
+    ALL += ["sanitize_address", "sanitize_thread"]
 
     def test_what_no_row_has_and_what_no_test_tells_is_stale(self) -> None:
         with tree(rs=self.RUST, py=self.PYTHON, sh=self.SHELL) as root:
-            self.assertEqual(list(table.stale(root, ["in_rust", "by_one", "by_other", "under_it"])), [])
-            missing = list(table.stale(root, ["in_rust", "by_one"]))
-            self.assertEqual(len(missing), 1)
-            self.assertIn("tests/script", missing[0])
-            self.assertIn("gone", list(table.stale(root, ["in_rust", "by_one", "under_it", "gone"]))[0])
+            self.assertEqual(list(table.stale(root, self.ALL)), [])
+            for name in self.ALL:
+                missing = list(table.stale(root, [other for other in self.ALL if other != name]))
+                self.assertEqual(len(missing), 1)
+                self.assertIn(f"`{name}`", missing[0])
+            self.assertIn("gone", list(table.stale(root, [*self.ALL, "gone"]))[0])
+
+    def test_a_pattern_of_unknown_names_is_refused(self) -> None:
+        with tree(py='import evidence\nevidence.tell(f"unknown_{kind}", fault)') as root:
+            with self.assertRaisesRegex(ValueError, "unknown_"):
+                table.places(root, [])
 
     def test_a_row_leads_to_its_test(self) -> None:
         with tree(rs=self.RUST, py=self.PYTHON) as root:
-            found = table.places(root, ["in_rust", "by_one", "gone"])
-            self.assertEqual(found, {"in_rust": "tests/test.rs", "by_one": "tests/test.py"})
+            found = table.places(root, ["in_rust", "isolation_dead", "gone"])
+            self.assertEqual(found, {"in_rust": "tests/test.rs", "isolation_dead": "tests/test.py"})
+
+    def test_those_of_a_run_are_those_of_its_files(self) -> None:
+        with tree(rs=self.RUST, py=self.PYTHON, sh=self.SHELL) as root:
+            self.assertEqual(table.names_of(root, ["tests/test.rs"]), {"in_rust"})
+            self.assertEqual(table.names_of(root, ["tests"]), set(self.ALL))
+            self.assertEqual(table.names_of(root, ["test"]), set())
 
 
 class ThisTree(unittest.TestCase):
@@ -104,6 +139,40 @@ class ThisTree(unittest.TestCase):
                 "soak": "benches/record/soak.py",
             },
         )
+
+    def test_each_name_is_of_one_run(self) -> None:
+        places = [place for run in evidence.RUNS.values() for place in run.places]
+        names = [name for place in places for name in table.names_of(ROOT, [place])]
+        self.assertEqual(sorted(names), sorted(name for name, _ in table.told_in(ROOT)))
+        self.assertEqual(len(names), len(set(names)))
+
+    def test_the_members_are_those_of_the_tree(self) -> None:
+        targets = {file.stem for file in (ROOT / "fuzz/fuzz_targets").glob("*.rs")}
+        self.assertEqual(set(table.MEMBERS["fuzz_"]), targets)
+        self.assertEqual({*table.MEMBERS["isolation_"], isolation.LIVING}, set(isolation.KINDS))
+
+
+class Runs(unittest.TestCase):
+    EXPECTED = {"a", "b"}
+
+    def entered(self, done: evidence.Done) -> table.Rows:
+        there = table.merged({}, {"a": told(), "b": told(), "gone": told()}, "faults", {**STAMP, "date": "1999"})
+        return evidence.entered(there, "faults", done, self.EXPECTED)
+
+    def test_what_a_failed_run_told_counts_and_what_it_did_not_is_marked(self) -> None:
+        done = evidence.Done({"a": told("Anew.")}, ["cargo test"])
+        rows = self.entered(done)
+        self.assertEqual(list(rows), ["a", "b"])
+        self.assertEqual(rows["a"]["fault"], "Anew.")
+        self.assertEqual(rows["b"]["date"], "1999")
+        self.assertIn("not held", rows["b"]["not_repeated"])
+        self.assertEqual(len(list(done.faults(self.EXPECTED))), 2)
+
+    def test_what_is_skipped_is_a_fault_of_the_run(self) -> None:
+        done = evidence.Done({"a": told()}, [])
+        self.assertEqual(list(done.faults(self.EXPECTED)), ["`b` was not told"])
+        self.assertIn("could not be measured", self.entered(done)["b"]["not_repeated"])
+        self.assertEqual(list(done.faults({"a"})), [])
 
 
 if __name__ == "__main__":

@@ -6,9 +6,12 @@ or gone, at a rate far below what the bus takes.
 More subscribers are more copies to send, whoever they are. So the company of the dead is compared
 with as much company of the living, not with solitude; solitude is told beside it. All companies
 take turns, round by round. The living one is to lose nothing in any of them. Whether its latency
-differs is judged by a permutation test: were the dead as good as the living, each round's ratio of the
+is higher is judged by a permutation test: were the dead as good as the living, each round's ratio of the
 two would be as likely the other way round; in how many of all ways to turn them their product is
-at least as large is the probability of seeing such a difference by chance.
+at least as large is the probability of seeing such a difference by chance. That none was found says
+little by itself: so it is told, too, which ratio the same test excludes, for the living and for none.
+
+It fails where the living one lost an event, or where its latency is higher.
 
 Hosts that are gone take a network namespace of the bus's own: addresses on a cable at whose other
 end nobody answers ARP. Where none can be had, they are left out with a word. The living one is always
@@ -43,11 +46,13 @@ from processes import Failed
 # A hundredth of what a bus takes at such a fan-out: none of its queues fills by load alone.
 EVENTS_PER_SECOND = 300
 COMPANIES = (1, 10, 100)
-# Differences less likely by chance than this are called differences. There are a dozen comparisons:
-# one in a hundred records finds one where there is none.
-CHANCE_MAX = 0.001
+# A whole record finds a difference where there is none with this probability at most; and what it says
+# of a ratio's upper bound is wrong with this one, each.
+CHANCE_MAX = 0.01
 # All ways to choose signs are tried: 65,536 at most.
 ROUNDS_MAX = 16
+# To this factor an upper bound is found.
+PRECISION = 1e-3
 # How often the living read what waits for them: seldom, so that they take few turns on a processor.
 READ_EVERY_SECONDS = 0.05
 
@@ -191,20 +196,61 @@ def record(program: Path, rounds: int, seconds: float, companies: Sequence[int],
 def chance(differences: Sequence[float]) -> float:
     """How likely a mean at least this large is if each difference might as well have the other sign."""
     seen = sum(differences)
-    sums = [
-        sum(map(float.__mul__, differences, signs)) for signs in itertools.product((1.0, -1.0), repeat=len(differences))
-    ]
+    sums = [0.0]
+    for one in differences:
+        sums = [total + sign * one for total in sums for sign in (1.0, -1.0)]
     # What is equal but for rounding is equal.
     return sum(total >= seen - 1e-6 * abs(seen) for total in sums) / len(sums)
 
 
-def against_living(samples: Samples, kind: str, count: int) -> tuple[float, float]:
-    """How many times as high the 99th percentile is as beside as many living, in the median of rounds,
-    and how likely that is by chance. Ratios, for what a busy machine does to a round is a factor, and
-    a single round is not to outweigh all others."""
-    pairs = zip(samples[kind, count], samples[LIVING, count])
-    ratios = [float(one["p99_us"] / other["p99_us"]) for one, other in pairs]
-    return statistics.median(ratios), chance([math.log(ratio) for ratio in ratios])
+def upper_bound(differences: Sequence[float]) -> float:
+    """The least shift of all that the test excludes: what lies behind them is hardly above it."""
+    low, high = statistics.fmean(differences), max(differences) + PRECISION
+    while high - low > PRECISION:
+        middle = (low + high) / 2
+        if chance([middle - one for one in differences]) <= CHANCE_MAX:
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def differences(samples: Samples, kind: str, count: int, others: int) -> list[float]:
+    """Logarithms of how many times as high the 99th percentile is as beside so many living, round by
+    round. Of ratios, for what a busy machine does to a round is a factor, and a single round is not to
+    outweigh all others."""
+    pairs = zip(samples[kind, count], samples[LIVING, others])
+    return [math.log(one["p99_us"] / other["p99_us"]) for one, other in pairs]
+
+
+def is_judged(samples: Samples) -> bool:
+    """Whether there are rounds enough for any difference to be told from chance."""
+    return 0.5 ** len(samples[LIVING, 0]) <= CHANCE_MAX / max(1, len(compared(samples)))
+
+
+def compared(samples: Samples) -> list[tuple[str, int]]:
+    return [(kind, count) for kind, count in samples if kind != LIVING]
+
+
+def higher(samples: Samples) -> set[tuple[str, int]]:
+    """Beside whom the latency is higher than beside as many living: Holm's procedure, by which many
+    comparisons find no more by chance than one."""
+    likely = {(kind, count): chance(differences(samples, kind, count, count)) for kind, count in compared(samples)}
+    found = set()
+    for number, case in enumerate(sorted(likely, key=likely.__getitem__)):
+        if likely[case] > CHANCE_MAX / (len(likely) - number):
+            break
+        found.add(case)
+    return found
+
+
+def faults(samples: Samples) -> Iterator[tuple[str, str]]:
+    """Of which kind, and what is not as promised."""
+    for (kind, count), of_case in samples.items():
+        if lost := sum(int(sample["lost"]) for sample in of_case):
+            yield kind, f"beside {count} {kind}: {lost} events are lost"
+    for kind, count in sorted(higher(samples)):
+        yield kind, f"the 99th percentile beside {kind} {ratio(samples, kind, count, count)}"
 
 
 def tell(samples: Samples, kind: str) -> None:
@@ -225,25 +271,37 @@ def p99(samples: Samples, kind: str, count: int) -> str:
     return figures.told([sample["p99_us"] for sample in samples[kind, count]])
 
 
+def ratio(samples: Samples, kind: str, count: int, others: int) -> str:
+    """How many times as high as beside so many living: the median of rounds, and what it hardly is above."""
+    logs = differences(samples, kind, count, others)
+    median, bound = (math.exp(one) for one in (statistics.median(logs), upper_bound(logs)))
+    beside = f"{others} living" if others else "none"
+    return f"{count}: {median:.2f} times (at most {bound:.2f}) that beside {beside}"
+
+
 def verdict(samples: Samples, kind: str, counts: Sequence[int]) -> str:
-    rounds = len(samples[kind, counts[0]])
-    if 0.5**rounds > CHANCE_MAX:
+    if not is_judged(samples):
         return "none: too few rounds to tell a difference from chance"
-    compared = [(count, *against_living(samples, kind, count)) for count in counts]
-    found = [count for count, _, likely in compared if likely < CHANCE_MAX]
-    ratios = ", ".join(f"{median:.2f} times that beside {count} living" for count, median, _ in compared)
-    judged = f"higher beside {' and '.join(map(str, found))}" if found else "no difference that can be measured"
-    return f"{judged} ({ratios})"
+    found = [count for count in counts if (kind, count) in higher(samples)]
+    pairs = [(count, count) for count in counts] + [(count, 0) for count in counts]
+    ratios = ", beside ".join(ratio(samples, kind, count, others) for count, others in pairs)
+    judged = f"higher beside {' and '.join(map(str, found))}" if found else "no difference was found"
+    return f"{judged}; with {1 - CHANCE_MAX:.0%} confidence, beside {ratios}"
 
 
 def page(samples: Samples) -> Iterator[str]:
-    yield f"{'beside':>18}  {'lost':>14}  {'99th percentile, µs':>26}  {'times that beside living':>24}  by chance"
+    yield f"{'beside':>18}  {'lost':>14}  {'99th percentile, µs':>26}  times that beside living  by chance"
     for (kind, count), of_case in samples.items():
         lost, published = (sum(int(sample[name]) for sample in of_case) for name in ("lost", "published"))
-        later, likely = against_living(samples, kind, count) if count else (1.0, 1.0)
-        compared = "" if kind == LIVING else f"{later:>24.2f}  {likely:.3f}"
         seen = f"{lost:>4} of {published:>6}  {p99(samples, kind, count):>26}"
-        yield f"{count:>5} {kind:<12}  {seen}  {compared}".rstrip()
+        yield f"{count:>5} {kind:<12}  {seen}  {comparison(samples, kind, count)}".rstrip()
+
+
+def comparison(samples: Samples, kind: str, count: int) -> str:
+    if kind == LIVING:
+        return ""
+    logs = differences(samples, kind, count, count)
+    return f"{math.exp(statistics.median(logs)):>24.2f}  {chance(logs):.4f}"
 
 
 def enter_namespace() -> None:
@@ -265,15 +323,19 @@ def main() -> int:
         print(f"hosts that are gone: left out, `{' '.join(UNSHARE)}` does not work here", file=sys.stderr)
     samples = record(arguments.program, arguments.rounds, arguments.seconds, arguments.companies, kinds)
     print("\n".join(page(samples)))
+    broken = list(faults(samples))
     for kind in kinds[1:]:
-        tell(samples, kind)
-    return int(any(sample["lost"] for of_case in samples.values() for sample in of_case))
+        # A broken promise is not told as kept.
+        if kind not in {one for one, _ in broken}:
+            tell(samples, kind)
+    print("\n".join(f"FAULT: {what}" for _, what in broken) or "all as promised")
+    return int(bool(broken))
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--program", type=Path, default=Path("target/release/hailmary"), metavar="PATH")
-    parser.add_argument("--rounds", type=int, choices=range(1, ROUNDS_MAX + 1), default=12, metavar="N")
+    parser.add_argument("--rounds", type=int, choices=range(1, ROUNDS_MAX + 1), default=ROUNDS_MAX, metavar="N")
     parser.add_argument("--seconds", type=float, default=4.0, metavar="S", help="of each measurement (4)")
     parser.add_argument("--companies", type=int, nargs="+", default=COMPANIES, metavar="N")
     return parser.parse_args()

@@ -48,14 +48,18 @@ TICK_SECONDS = 0.1
 SCRAPE_EVERY_SECONDS = 1.0
 SAY_EVERY_SECONDS = 15.0
 # Till then tables, caches and the allocator's arenas fill, those of the two configurations too: so long
-# at the least, or this share of the whole time. A shorter run does not judge memory.
+# at the least, or this share of the whole time.
 WARM_UP_SECONDS = 150.0
 WARM_UP_SHARE = 0.25
 # From the first to the last quarter after the warm-up. What is resident comes and goes with the pages of
-# metrics and with how much waits; half of this was seen of a bus that takes no more memory for any
-# number of leases, publishers, topics or reloads alone. In ten minutes a byte for each event would
-# be several times this, and so would what each lease takes.
+# metrics and with how much waits, for however long; half of this was seen of a bus that takes no more
+# memory for any number of leases, publishers, topics or reloads alone. In ten minutes a byte for each
+# event would be several times this, and so would what each lease takes.
 GROWTH_KIB_MAX = 1_024
+# A run too short for all of that warm-up is judged, while tables still fill, by so much more; one that is
+# shorter than this is not, and says so.
+SHORT_SECONDS = 60.0
+FILLING_KIB = 2_048
 # A subscriber is told of the last losses by a renewal, every third of a lease, and waits three
 # seconds for what comes out of order.
 SETTLE_SECONDS = 6.0
@@ -197,9 +201,21 @@ def at_rest(bus: Bus, books: Books, before: Look) -> str:
     return scrape(bus, books)
 
 
+def is_short(seconds: float) -> bool:
+    """Whether there is as good as nothing left of a run after the warm-up."""
+    return seconds < 2 * WARM_UP_SECONDS
+
+
 def warm(looks: Sequence[Look], seconds: float) -> list[Look]:
-    """Those after the warm-up."""
-    return [one for one in looks if one.seconds >= max(WARM_UP_SECONDS, WARM_UP_SHARE * seconds)]
+    """Those after the warm-up, or what there is of it. None of a run that is too short."""
+    if seconds < SHORT_SECONDS:
+        return []
+    share = WARM_UP_SHARE * seconds
+    return [one for one in looks if one.seconds >= (share if is_short(seconds) else max(WARM_UP_SECONDS, share))]
+
+
+def growth_kib_max(seconds: float) -> int:
+    return GROWTH_KIB_MAX + (FILLING_KIB if is_short(seconds) else 0)
 
 
 def growth_kib(looks: Sequence[Look]) -> float:
@@ -233,8 +249,8 @@ def verdicts(result: Result, seconds: float) -> Iterator[str]:
     """All that is not as it is to be."""
     yield from result.books.faults
     looks = warm(result.looks, seconds)
-    if looks and growth_kib(looks) > GROWTH_KIB_MAX:
-        yield f"resident memory grew by {growth_kib(looks):.0f} KiB"
+    if looks and growth_kib(looks) > growth_kib_max(seconds):
+        yield f"resident memory grew by {growth_kib(looks):.0f} KiB, over {growth_kib_max(seconds)}"
     for name in ("descriptors", "threads"):
         before, after = getattr(result.before, name), getattr(result.after, name)
         if before != after:
@@ -265,7 +281,7 @@ def told(result: Result, takes: float, seconds: float) -> list[evidence.Figure]:
         ("publishers", books.publishers, "processes"),
         ("reloads", total(page, "reloads_total"), ""),
         ("scrapes in which both laws held", books.scrapes, ""),
-        *memory(warm(result.looks, seconds)),
+        *memory(warm(result.looks, seconds), seconds),
         ("descriptors at rest before", result.before.descriptors, ""),
         ("descriptors at rest after", result.after.descriptors, ""),
         ("most descriptors meanwhile", max(one.descriptors for one in result.looks), ""),
@@ -277,7 +293,7 @@ def told(result: Result, takes: float, seconds: float) -> list[evidence.Figure]:
     ]
 
 
-def memory(looks: Sequence[Look]) -> list[evidence.Figure]:
+def memory(looks: Sequence[Look], seconds: float) -> list[evidence.Figure]:
     if not looks:
         return [("memory", "not judged, the run was too short", "")]
     an_hour = 3_600 * slope([(one.seconds, float(one.resident_kib)) for one in looks])
@@ -285,6 +301,7 @@ def memory(looks: Sequence[Look]) -> list[evidence.Figure]:
         ("resident but for the program's text, after the warm-up", looks[0].resident_kib, "KiB"),
         ("resident at the end", looks[-1].resident_kib, "KiB"),
         ("growth, first to last quarter", round(growth_kib(looks)), "KiB"),
+        ("allowed growth", growth_kib_max(seconds), "KiB"),
         ("slope", round(an_hour), "KiB/h"),
     ]
 

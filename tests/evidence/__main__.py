@@ -8,8 +8,9 @@ Without a name it runs all of:
 
 {runs}
 
-Each brings faults about, fails where a promise is broken, and tells what it measured. A run that fails
-keeps its rows as they were. Needs Python 3.9 and Rust, on Linux; what else a run needs it says itself.
+Each brings faults about, fails where a promise is broken, and tells what it measured. What a run was to
+tell and did not keeps its row, which says so, and the run fails: what is lacking here is no evidence.
+Needs Python 3.11 and Rust, on Linux; what else a run needs it says itself.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,30 +46,57 @@ class Run:
 
     what: str
     commands: Sequence[Command]
+    places: Sequence[str]
+    """Files and directories that tell what it is to tell."""
     quick: Sequence[Command] = ()
     """In short, with what the tests have built. None where the tests themselves do it already."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """What commands told, and which of them failed."""
+
+    told: table.Rows
+    failed: Sequence[str]
+
+    def faults(self, expected: set[str]) -> Iterator[str]:
+        yield from (f"`{command}` failed" for command in self.failed)
+        yield from (f"`{name}` was not told" for name in sorted(expected.difference(self.told)))
 
 
 ISOLATION: Command = ["python3", "benches/record/isolation.py", "--program", PROGRAM]
 SOAK: Command = ["python3", "benches/record/soak.py", "--program", PROGRAM]
 END_TO_END: Command = ["cargo", "test", "--release", "--test", "end_to_end"]
 SIMULATOR: Command = ["env", "HAILMARY_SIM_SEEDS=100000", "cargo", "test", "--release", "--test", "sim", "seeds"]
+# With full numbers, and one after the other: none is to be measured amid the others' floods.
+FAULTS: Command = ["env", "HAILMARY_FAULTS_LONG=1", *END_TO_END, "faults::", "--"]
+FAULTS_PLACE = "tests/end_to_end/faults"
 
 RUNS = {
-    "faults": Run("the catalogue of faults", [[*END_TO_END, "faults", "--", "--include-ignored"]]),
-    "sim": Run("the simulator", [SIMULATOR]),
-    "fuzz": Run("fuzzing, an hour in all", [["fuzz/run", "--seconds", "400"]]),
-    "counts": Run("dependencies, and unsafe code", [["python3", ".ci/counts.py"]]),
-    "sanitizers": Run("the tests under sanitizers", [["tests/sanitize", "address"], ["tests/sanitize", "thread"]]),
+    "faults": Run(
+        "the catalogue of faults, with full numbers, 8 minutes",
+        [[*FAULTS, "--include-ignored", "--test-threads=1"]],
+        [FAULTS_PLACE],
+    ),
+    "sim": Run("the simulator, 100,000 histories, some minutes", [SIMULATOR], ["tests/sim"]),
+    "fuzz": Run("fuzzing, an hour", [["fuzz/run", "--seconds", "400"]], ["fuzz/run"]),
+    "counts": Run("dependencies, and unsafe code, seconds", [["python3", ".ci/counts.py"]], [".ci/counts.py"]),
+    "sanitizers": Run(
+        "the tests under sanitizers, half an hour",
+        [["tests/sanitize", "address"], ["tests/sanitize", "thread"]],
+        ["tests/sanitize"],
+    ),
     "isolation": Run(
-        "what the living notice of the dead",
+        "what the living notice of the dead, 20 minutes",
         [ISOLATION],
+        ["benches/record/isolation.py"],
         [[*ISOLATION, "--rounds", "1", "--seconds", "0.5", "--companies", "10"]],
     ),
     "soak": Run(
         "an hour at 70 % load",
         [SOAK],
-        [[*SOAK, "--seconds", "30", "--reload-every", "7", "--capacity-seconds", "0.5"]],
+        ["benches/record/soak.py"],
+        [[*SOAK, "--seconds", "75", "--reload-every", "7", "--capacity-seconds", "0.5"]],
     ),
 }
 
@@ -85,31 +114,43 @@ def main() -> int:
 def record(names: Sequence[str]) -> int:
     """Runs, and writes after each, so that what comes later cannot spoil it."""
     program = build("--release")
-    failed = []
+    faults: list[str] = []
     for name in names:
-        told = run(RUNS[name].commands, program)
-        if told is None:
-            failed.append(name)
-            continue
-        write(table.merged(rows(), told, name, stamp()))
-    return conclude(failed)
+        done = run(RUNS[name].commands, program)
+        expected = table.names_of(ROOT, RUNS[name].places)
+        faults += [f"{name}: {fault}" for fault in done.faults(expected)]
+        write(entered(rows(), name, done, expected))
+    return conclude(faults)
+
+
+def entered(there: table.Rows, name: str, done: Done, expected: set[str]) -> table.Rows:
+    """These rows with what a run told, and a word at those that it did not tell."""
+    current = stamp()
+    there = table.merged(there, done.told, name, current)
+    why = "not held" if done.failed else "could not be measured"
+    missing = expected.difference(done.told)
+    there = table.kept(there, missing, f"{why} on {current['date']}")
+    return table.without_gone(there, name, expected.union(done.told))
 
 
 def quick(names: Sequence[str]) -> int:
     """In short, to see that it works: prints the table and writes nothing."""
     program = build()
-    told = {name: run(RUNS[name].quick, program) for name in names}
+    faults: list[str] = []
     there: table.Rows = {}
-    for name, rows_of_run in told.items():
-        there = table.merged(there, rows_of_run or {}, name, stamp())
+    for name in names:
+        done = run(RUNS[name].quick, program)
+        # Here a run may lack what it needs: it says so.
+        faults += [f"{name}: {fault}" for fault in done.faults(set())]
+        there = table.merged(there, done.told, name, stamp())
     print(table.rendered(there, table.places(ROOT, there)))
-    return conclude([name for name, rows_of_run in told.items() if rows_of_run is None])
+    return conclude(faults)
 
 
-def conclude(failed: Sequence[str]) -> int:
-    for name in failed:
-        print(f"{name}: failed", file=sys.stderr)
-    return int(bool(failed))
+def conclude(faults: Sequence[str]) -> int:
+    for fault in faults:
+        print(fault, file=sys.stderr)
+    return int(bool(faults))
 
 
 def build(*flags: str) -> Path:
@@ -119,12 +160,16 @@ def build(*flags: str) -> Path:
     return Path(next(message["executable"] for message in messages if message.get("executable")))
 
 
-def run(commands: Sequence[Command], program: Path) -> table.Rows | None:
-    """What was told; nothing where one failed. All are run."""
+def run(commands: Sequence[Command], program: Path) -> Done:
+    """Runs them all, whichever fail."""
+    start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="hailmary-evidence-") as directory:
         environment = {**os.environ, "HAILMARY_EVIDENCE": directory}
-        results = [subprocess.run(filled_in(command, program), cwd=ROOT, env=environment) for command in commands]
-        return None if any(result.returncode for result in results) else table.read(Path(directory))
+        lines = [filled_in(command, program) for command in commands]
+        failed = [line for line in lines if subprocess.run(line, cwd=ROOT, env=environment).returncode]
+        told = table.read(Path(directory))
+    print(f"{len(told)} rows in {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+    return Done(told, [" ".join(line) for line in failed])
 
 
 def filled_in(command: Command, program: Path) -> list[str]:

@@ -1,7 +1,8 @@
 """The table of SECURITY.md: rows from what tests told, and which of them the tree's tests tell.
 
 A row is what a test told, with when and on what it was measured. `results.json` beside this file holds
-all rows, so that those of a run which is not repeated stay.
+all rows, so that those of a run which is not repeated stay. So do those that a run was to tell and did
+not, and they say so.
 """
 
 from __future__ import annotations
@@ -22,8 +23,13 @@ TOLD = (
     re.compile(r"""["/]([a-z0-9_${}]+)\.json\b"""),
 )
 SPEAKS_OF_EVIDENCE = re.compile(r"HAILMARY_EVIDENCE|\bevidence\b")
-# What stands for a word that is filled in: `{kind}` or `$kind`.
+# What stands for a word that is filled in, `{kind}` or `$kind`, and all words that are.
 FILLED_IN = re.compile(r"\$?\{\w+\}|\$\w+")
+MEMBERS = {
+    "fuzz_": ("admin", "config", "core", "flow", "frame", "ping", "routes", "subscription", "topics"),
+    "isolation_": ("dead", "stopped", "stopped_unix", "gone"),
+    "sanitize_": ("address", "thread"),
+}
 SOURCES = (".ci", "tests", "fuzz", "benches", "clients")
 SUFFIXES = (".rs", ".py", "")
 # What is built is not of the tree; and what only handles what others tell tells nothing itself.
@@ -39,10 +45,21 @@ def read(directory: Path) -> Rows:
 
 
 def merged(rows: Rows, told: Rows, run: str, stamp: Mapping[str, object]) -> Rows:
-    """Rows of a run take the place of those that it told before."""
-    others = {name: row for name, row in rows.items() if row["run"] != run and name not in told}
+    """Rows that a run has told take the place of those that it told before."""
     new = {name: {**row, "run": run, **stamp} for name, row in told.items()}
-    return dict(sorted({**others, **new}.items()))
+    return dict(sorted({**rows, **new}.items()))
+
+
+def kept(rows: Rows, names: Iterable[str], why: str) -> Rows:
+    """Rows that were to be told anew and were not stay, and say why they are of an earlier time."""
+    names = set(names)
+    return {name: {**row, "not_repeated": why} if name in names else row for name, row in rows.items()}
+
+
+def without_gone(rows: Rows, run: str, names: Iterable[str]) -> Rows:
+    """Without those of a run that nothing in the tree tells any more."""
+    names = set(names)
+    return {name: row for name, row in rows.items() if row["run"] != run or name in names}
 
 
 def rendered(rows: Rows, places: Mapping[str, str]) -> str:
@@ -54,7 +71,10 @@ def rendered(rows: Rows, places: Mapping[str, str]) -> str:
         figures = "; ".join(map(figure, row["figures"]))
         place = places.get(name)
         test = f"[`{name}`]({place})" if place else f"`{name}`"
-        cells = (row["fault"], row["promise"], figures, f"{row['date']}, {row['commit']}", test)
+        when = f"{row['date']}, {row['commit']}"
+        if "not_repeated" in row:
+            when += f"; **{row['not_repeated']}**"
+        cells = (row["fault"], row["promise"], figures, when, test)
         lines.append("| " + " | ".join(map(escaped, cells)) + " |")
     return "\n".join(lines) + "\n"
 
@@ -86,15 +106,26 @@ def names_in(page: str) -> list[str]:
     return re.findall(r"\| \[?`([a-z0-9_]+)`(?:\]\([^)]*\))? \|$", table, re.MULTILINE)
 
 
-def told_in(root: Path) -> Iterator[tuple[re.Pattern[str], str]]:
-    """Patterns of the names that the tree's tests tell, and in which file."""
+def told_in(root: Path) -> Iterator[tuple[str, str]]:
+    """The names that the tree's tests tell, and in which file."""
     for file in sources(root):
         text = file.read_text(errors="replace")
         if not SPEAKS_OF_EVIDENCE.search(text):
             continue
-        for name in (found for pattern in TOLD for found in pattern.findall(text)):
-            parts = (re.escape(part) for part in FILLED_IN.split(name))
-            yield re.compile("[a-z0-9_]+".join(parts)), file.relative_to(root).as_posix()
+        for pattern in (found for told in TOLD for found in told.findall(text)):
+            for name in filled_in(pattern):
+                yield name, file.relative_to(root).as_posix()
+
+
+def filled_in(pattern: str) -> Iterator[str]:
+    """All names that a pattern stands for."""
+    begin, *rest = FILLED_IN.split(pattern)
+    if not rest:
+        yield pattern
+    elif begin in MEMBERS and rest == [""]:
+        yield from (begin + member for member in MEMBERS[begin])
+    else:
+        raise ValueError(f"nothing here says which names `{pattern}` stands for")
 
 
 def sources(root: Path) -> Iterator[Path]:
@@ -107,17 +138,22 @@ def sources(root: Path) -> Iterator[Path]:
 
 def places(root: Path, names: Iterable[str]) -> dict[str, str]:
     """Where each is told."""
-    told = list(told_in(root))
-    found = ((name, [place for pattern, place in told if pattern.fullmatch(name)]) for name in names)
-    return {name: there[0] for name, there in found if there}
+    told = dict(told_in(root))
+    return {name: told[name] for name in names if name in told}
+
+
+def names_of(root: Path, tops: Iterable[str]) -> set[str]:
+    """Those that are told in these files and directories."""
+    tops = tuple(tops)
+    return {name for name, place in told_in(root) if place in tops or place.startswith(tuple(f"{top}/" for top in tops))}
 
 
 def stale(root: Path, names: Sequence[str]) -> Iterator[str]:
     """What the table lacks, and what it has that no test tells."""
-    told = list(told_in(root))
-    for pattern, place in told:
-        if not any(pattern.fullmatch(name) for name in names):
-            yield f"{place} tells `{FILLED_IN.sub('…', pattern.pattern)}`, of which the table has nothing"
+    told = dict(told_in(root))
+    for name, place in told.items():
+        if name not in names:
+            yield f"{place} tells `{name}`, of which the table has nothing"
     for name in names:
-        if not any(pattern.fullmatch(name) for pattern, _ in told):
+        if name not in told:
             yield f"the table has `{name}`, which no test tells"

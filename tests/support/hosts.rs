@@ -51,13 +51,18 @@ pub fn is_inside_with(test: &str, needed: &str) -> bool {
         );
         return false;
     }
-    let status = Command::new("unshare")
+    let output = Command::new("unshare")
         .args(UNSHARE)
         .arg(std::env::current_exe().unwrap())
         .args(["--exact", test, "--ignored", "--nocapture"])
         .env(INSIDE, "1")
-        .status();
-    assert!(status.unwrap().success());
+        .stderr(Stdio::inherit())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}");
+    // Of another name than this one's, none would be run.
+    assert!(said.contains("1 passed"), "{test}: {said}");
     false
 }
 

@@ -458,6 +458,11 @@ impl Subscribing {
         self.stdout.try_recv().ok()
     }
 
+    /// Its process.
+    pub fn id(&self) -> u32 {
+        self.process.0.id()
+    }
+
     /// Sends it a signal, and after STOP or KILL waits till it stands still or has ended.
     pub fn signal(&self, name: &str) {
         self.process.signal(name);

@@ -21,8 +21,8 @@ const JUMPS_S: [i64; 4] = [-HOUR_S, 24 * HOUR_S, -50 * YEAR_S, 0];
 /// Events between two jumps.
 const EVENTS: u64 = 100;
 
-/// Several renewals fit in, and it is not long to wait for.
-const LEASE: Duration = Duration::from_secs(4);
+/// Several renewals fit in, a busy machine's stalls between them, and it is not long to wait for.
+const LEASE: Duration = Duration::from_secs(8);
 
 /// Time between two events where time is to pass.
 const PACE: Duration = Duration::from_millis(100);
@@ -37,7 +37,7 @@ enum Whose {
 
 /// A bus, a publisher and a subscriber, each a process of its own, one of them with a clock that
 /// the test sets.
-struct Scene {
+struct Jumping {
     clock: WallClock,
     bus: Serving,
     publisher: Option<(Process, ChildStdin)>,
@@ -46,7 +46,7 @@ struct Scene {
     _directory: tempfile::TempDir,
 }
 
-impl Scene {
+impl Jumping {
     fn start(whose: Whose, policy: &str) -> Option<Self> {
         let clock = WallClock::new()?;
         let program = |who| match who == whose {
@@ -146,8 +146,8 @@ fn seconds(page: &str, histogram: &str) -> f64 {
     line.unwrap().parse().unwrap()
 }
 
-fn assert_nothing_is_lost(whose: Whose, name: &str, fault: &str) {
-    let Some(mut scene) = Scene::start(whose, "") else {
+fn tell_jumps(name: &str, fault: &str, whose: Whose) {
+    let Some(mut scene) = Jumping::start(whose, "") else {
         return;
     };
     let start = Instant::now();
@@ -165,8 +165,8 @@ fn assert_nothing_is_lost(whose: Whose, name: &str, fault: &str) {
     // What the bus measures by itself knows nothing of wall clocks.
     let forwarding = seconds(&after, "forward_latency_seconds");
     assert!(forwarding > 0.0 && forwarding < passed(), "{forwarding} s");
-    assert_eq!(value(&after, "leases_granted_total"), 1);
-    assert_eq!(value(&after, "leases_expired_total"), 0);
+    let ended = value(&after, "leases_expired_total");
+    assert_eq!((ended, value(&after, "leases_granted_total")), (0, 1));
     assert_eq!(value(&after, "ingress_lost_events_total"), 0);
     let published = scene.published;
     scene.receive(EVENTS);
@@ -181,7 +181,7 @@ fn assert_nothing_is_lost(whose: Whose, name: &str, fault: &str) {
         figure("jumps", JUMPS_S.len(), "jumps"),
         figure("published", published, "events"),
         figure("lost or dropped", published - summary.received, "events"),
-        figure("leases that ended", 0, "leases"),
+        figure("leases that ended", ended, "leases"),
     ];
     tell(
         name,
@@ -195,23 +195,23 @@ fn assert_nothing_is_lost(whose: Whose, name: &str, fault: &str) {
 #[test]
 fn the_buss_clock_may_jump() {
     let fault = "The clock of the bus's host jumps back an hour, on a day, back 50 years.";
-    assert_nothing_is_lost(Whose::Bus, "clock_of_the_bus", fault);
+    tell_jumps("clock_of_the_bus", fault, Whose::Bus);
 }
 
 #[test]
 fn a_publishers_clock_may_jump() {
     let fault = "The clock of a publisher's host jumps back an hour, on a day, back 50 years.";
-    assert_nothing_is_lost(Whose::Publisher, "clock_of_a_publisher", fault);
+    tell_jumps("clock_of_a_publisher", fault, Whose::Publisher);
 }
 
 #[test]
 fn a_subscribers_clock_may_jump() {
     let fault = "The clock of a subscriber's host jumps back an hour, on a day, back 50 years.";
-    assert_nothing_is_lost(Whose::Subscriber, "clock_of_a_subscriber", fault);
+    tell_jumps("clock_of_a_subscriber", fault, Whose::Subscriber);
 }
 
 /// Events that are dropped as stale, of those that come after a jump.
-fn stale_after(scene: &mut Scene, ahead_s: i64) -> u64 {
+fn stale_after(scene: &mut Jumping, ahead_s: i64) -> u64 {
     let stale = |page: &str| sum_of(page, "ingress_dropped_events_total", "reason=\"stale\"");
     let before = stale(&scene.bus.get("/metrics"));
     scene.clock.set_ahead(ahead_s);
@@ -229,7 +229,7 @@ fn events_are_as_old_as_the_two_clocks_say_where_a_topic_has_an_age() {
             "dropped where the publisher's clock is an hour behind",
         ),
     ] {
-        let Some(mut scene) = Scene::start(whose, policy) else {
+        let Some(mut scene) = Jumping::start(whose, policy) else {
             return;
         };
         let stale = JUMPS_S.map(|ahead_s| stale_after(&mut scene, ahead_s));

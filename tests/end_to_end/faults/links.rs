@@ -117,7 +117,14 @@ impl Outcome {
                 self.faulty.lost,
                 "events",
             ),
-            figure("unaccounted for", 0, "events"),
+            figure(
+                "unaccounted for",
+                self.published
+                    - self.faulty.received
+                    - self.faulty.lost
+                    - self.faulty.dropped_by_bus,
+                "events",
+            ),
         ];
         tell(name, fault, promise, &figures);
     }

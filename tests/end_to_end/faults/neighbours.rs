@@ -123,7 +123,11 @@ fn one_that_went_with_its_host_costs_the_others_nothing_and_comes_back() {
             gone.lost,
             "events",
         ),
-        figure("of those, unknown to it", 0, "events"),
+        figure(
+            "of those, unknown to it",
+            scene.published() - gone.received - gone.lost - gone.dropped_by_bus,
+            "events",
+        ),
     ];
     tell(
         "subscriber_gone_with_its_host",

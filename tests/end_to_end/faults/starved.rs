@@ -54,6 +54,15 @@ impl Group {
             && self.set("cgroup.procs", &process.to_string())
     }
 
+    /// In how many of the periods its share was used up.
+    fn times_throttled(&self) -> u64 {
+        let stat = fs::read_to_string(self.directory.join("cpu.stat")).unwrap();
+        let line = stat
+            .lines()
+            .find_map(|line| line.strip_prefix("nr_throttled "));
+        line.unwrap().parse().unwrap()
+    }
+
     fn feed(&self) {
         let all = if self.quota == "cpu.max" { "max" } else { "-1" };
         assert!(self.set(self.quota, all));
@@ -95,6 +104,8 @@ fn what_it_has_no_time_for_is_counted_and_it_goes_on_afterwards() {
     assert!(bus.get("/-/healthy").contains("200 OK"));
     assert!(bus.get("/-/ready").contains("200 OK"));
     assert_laws(&bus.get("/metrics"));
+    let throttled = group.times_throttled();
+    assert!(throttled > 0, "it had all the time that it wanted");
     group.feed();
 
     let lost = "ingress_dropped_frames_total{reason=\"kernel_buffer\"}";
@@ -102,10 +113,12 @@ fn what_it_has_no_time_for_is_counted_and_it_goes_on_afterwards() {
         value(page, "unmatched_events_total") + value(page, lost) == DATAGRAMS
     });
     let publisher = Publisher::connect(&address).unwrap();
+    let mut back = 0;
     for number in 0..ROUND_TRIPS {
         publisher.publish("back", &number.to_string());
         let event = subscriber.recv_timeout(PATIENCE).unwrap().unwrap();
         assert_eq!(event.payload, number.to_string().as_bytes());
+        back += 1;
     }
     let after = bus.wait_for_metric("matched_events_total", ROUND_TRIPS);
     assert_laws(&after);
@@ -117,13 +130,14 @@ fn what_it_has_no_time_for_is_counted_and_it_goes_on_afterwards() {
     let figures = [
         figure("sent at full speed", DATAGRAMS, "datagrams"),
         figure("share of one processor", SHARE, "%"),
+        figure("times that it was held up", throttled, "times"),
         figure("counted as lost in the kernel's buffer", lost, "datagrams"),
         figure(
             "neither taken nor counted",
             DATAGRAMS - taken - lost,
             "datagrams",
         ),
-        figure("events lost afterwards", 0, "events"),
+        figure("events lost afterwards", ROUND_TRIPS - back, "events"),
     ];
     tell(
         "processor_starved",

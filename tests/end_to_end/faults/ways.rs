@@ -109,7 +109,11 @@ fn tell_of(name: &str, fault: &str, promise: &str, published: u64, stats: Subscr
             stats.dropped_by_bus,
             "events",
         ),
-        figure("unaccounted for", 0, "events"),
+        figure(
+            "unaccounted for",
+            published - stats.received - stats.lost - stats.dropped_by_bus,
+            "events",
+        ),
     ];
     tell(name, fault, promise, &figures);
 }
@@ -166,8 +170,9 @@ fn a_narrow_cable_of_the_bus_is_crossed_in_fragments() {
     assert_eq!(stats.received, way.scene.published());
     tell_of(
         "cable_narrow",
-        "The bus's own cable takes smaller packets than its frames.",
-        "All events arrive, in fragments.",
+        "The bus's own cable takes smaller packets than its frames, of which the kernel then takes no \
+         several at once (EMSGSIZE).",
+        "All events arrive, one by one and in fragments.",
         way.scene.published(),
         stats,
     );
