@@ -244,7 +244,7 @@ mod tests {
         }
         assert!(sink.is_stranded());
         let (sender, written) = std::sync::mpsc::channel();
-        let logs = tracing_subscriber::fmt().with_writer(|| Line(sink));
+        let logs = tracing_subscriber::fmt().with_writer(move || Line(sink));
         let logs = logs.with_ansi(false).finish();
         sink.set_served();
         std::thread::spawn(|| {
