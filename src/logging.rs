@@ -4,13 +4,19 @@
 
 mod sink;
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::collections::HashMap;
+use std::fmt::Display;
 use std::io::{self, IsTerminal};
+use std::panic::PanicHookInfo;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 use tracing::{Level, warn};
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use sink::{Line, Sink};
 
@@ -29,15 +35,47 @@ static SINK: Sink = Sink::new();
 /// Takes this program's logs of `level` and above. They wait till [`write`] or [`finish`] sends
 /// them to standard error.
 pub fn start(format: Format, level: Level) {
+    std::panic::set_hook(Box::new(|panic| SINK.put(last_words(panic).as_bytes())));
     let builder = tracing_subscriber::fmt()
-        .with_max_level(level)
+        // The filter below says less.
+        .with_max_level(Level::TRACE)
         .with_ansi(io::stderr().is_terminal())
         // It would tell standard error that standard error does not work, and panic.
         .log_internal_errors(false)
         .with_writer(|| Line(&SINK));
     match format {
-        Format::Text => builder.with_target(false).init(),
-        Format::Json => builder.json().flatten_event(true).init(),
+        Format::Text => builder
+            .with_target(false)
+            .finish()
+            .with(filter(level))
+            .init(),
+        Format::Json => builder
+            .json()
+            .flatten_event(true)
+            .finish()
+            .with(filter(level))
+            .init(),
+    }
+    SINK.set_open();
+}
+
+/// Lines of this level and above; and that lines were lost, whatever else is logged.
+fn filter(level: Level) -> Targets {
+    let of_the_log = level.max(Level::WARN);
+    Targets::new()
+        .with_default(level)
+        .with_target(sink::TARGET, of_the_log)
+}
+
+/// What a panic says, as it does where nothing is set to say it: a thread that panics does not
+/// wait for who reads either, and so goes on to take the others with it.
+fn last_words(panic: &PanicHookInfo<'_>) -> String {
+    let thread = thread::current();
+    let name = thread.name().unwrap_or("<unnamed>");
+    let backtrace = Backtrace::capture();
+    match backtrace.status() {
+        BacktraceStatus::Captured => format!("thread '{name}' {panic}\n{backtrace}\n"),
+        _ => format!("thread '{name}' {panic}\n"),
     }
 }
 
@@ -54,9 +92,23 @@ pub fn write() -> io::Result<()> {
     Ok(())
 }
 
-/// Waits a while for the last lines to be written.
+/// Says the last word of a command that failed, on standard error: after the log, where there is
+/// one.
+pub fn say_last(what: impl Display) {
+    if SINK.is_open() {
+        SINK.put(format!("{what}\n").as_bytes());
+    } else {
+        crate::command::tell(what);
+    }
+}
+
+/// Waits a while for the last lines to be written, and no longer.
 pub fn finish() {
-    SINK.finish(io::stderr());
+    if SINK.is_stranded() {
+        // Without a thread they could be waited for without an end.
+        let _ = write();
+    }
+    SINK.finish();
 }
 
 /// Lines that standard error did not take, or not soon enough.
@@ -133,6 +185,16 @@ impl Suppressor {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn that_lines_were_lost_is_told_at_any_level() {
+        for level in [Level::ERROR, Level::WARN, Level::TRACE] {
+            assert!(filter(level).would_enable(sink::TARGET, &Level::WARN));
+        }
+        let quiet = filter(Level::ERROR);
+        assert!(!quiet.would_enable("hailmary::bus", &Level::WARN));
+        assert!(quiet.would_enable("hailmary::bus", &Level::ERROR));
+    }
 
     #[test]
     fn one_line_a_second_of_each_kind_with_the_count_of_the_others() {

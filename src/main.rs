@@ -56,14 +56,20 @@ fn main() -> ExitCode {
         Command::Check(check) => check.run().map_err(anyhow::Error::from),
         Command::Doctor(doctor) => doctor.run(),
     };
+    let status = status(result);
     hailmary::logging::finish();
+    status
+}
+
+/// Says what went wrong, and the status to exit with.
+fn status(result: anyhow::Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             if let Some(usage) = error.downcast_ref::<clap::Error>() {
                 usage.exit();
             }
-            hailmary::command::tell(format_args!("hailmary: {error:#}"));
+            hailmary::logging::say_last(format_args!("hailmary: {error:#}"));
             if error.is::<ConfigError>() {
                 BAD_CONFIGURATION.into()
             } else {

@@ -11,20 +11,27 @@ use anyhow::{Context, bail};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use tracing::{Level, info, warn};
 
-use crate::admin::{Admin, Bound};
+use crate::admin::{self, Admin};
+use crate::bus::address::Address;
 use crate::bus::{self, Registrar, Settings};
 use crate::canary::{Board, Canary, Stream};
 use crate::config::Plan;
-use crate::confine::{Mode, Needs, confine};
+use crate::confine::{Confinement, Mode, Needs, confine};
 use crate::ledger::Totals;
 use crate::logging::{self, Format};
 use crate::net::account::Account;
 use crate::net::egress::Egress;
 use crate::net::event_loop::{self, EventLoop, Parts, Shared};
-use crate::net::listener::Listener;
+use crate::net::listener::{ListenAddress, Listener};
 use crate::net::sys;
 use crate::reload::{Bell, Opened, Reloader, Requests, Running, Source, open_streams};
 use crate::state::{ListenerInfo, Phase, State};
+
+/// The variable of the environment that says how far a bus is confined.
+pub(super) const CONFINE: &str = "HAILMARY_CONFINE";
+
+/// The right to reach files of others.
+const OVERRIDE: &str = "CAP_DAC_OVERRIDE";
 
 /// Runs a bus: with no flags at all, a useful one on loopback.
 ///
@@ -44,7 +51,7 @@ pub struct Serve {
     admin: Option<String>,
     /// How much the bus insists on giving up what it does not need once its sockets are bound, in
     /// place of what the configuration says.
-    #[arg(long, value_enum, value_name = "MODE", env = "HAILMARY_CONFINE")]
+    #[arg(long, value_enum, value_name = "MODE", env = CONFINE)]
     confine: Option<Mode>,
     /// Print the effective configuration and do nothing.
     #[arg(long)]
@@ -81,44 +88,85 @@ impl Serve {
 
 /// Runs a bus till SIGTERM or SIGINT. Its plan was read from the source, and is again when a reload
 /// is asked for.
-pub(super) fn serve(
+fn serve(plan: Plan, source: Source, reloads: (Arc<Requests>, Bell)) -> anyhow::Result<()> {
+    Bound::open(plan, source)?.run(reloads)
+}
+
+/// A bus whose sockets are bound, and which has given up what it needs no more. No thread was
+/// started for it yet: those that are from here on are as confined as the one that opened it.
+pub(super) struct Bound {
     plan: Plan,
     source: Source,
-    (requests, bell): (Arc<Requests>, Bell),
-) -> anyhow::Result<()> {
-    let stops = (0..plan.workers).map(|_| stop_signals());
-    let stops: io::Result<Vec<_>> = stops.collect();
-    let stops = stops.context("cannot listen for signals")?;
-    raise_descriptor_limit();
-    let opened = plan.listen.iter().map(|wanted| Opened::open(wanted, &plan));
-    let mut opened = opened.collect::<anyhow::Result<Vec<_>>>()?;
-    let (egress, admin) = open_others(&plan)?;
-    // After all that takes rights, and before any thread is started.
-    let confinement = confine(plan.confine, needs(&plan, &source))?;
-    logging::write().context("cannot start a thread to log by")?;
-    // Fails once, here, on a system without randomness, so that it never does later.
-    random().context("the system has no randomness")?;
-    let source_of_bytes = Box::new(|| random().unwrap_or_else(|_| std::process::abort()));
-    let board = Arc::default();
-    let probes = probes(&plan, &opened, &board)?;
-    let settings = with_probes(&plan.settings, probes.as_ref());
-    let workers = stops.len();
-    let bus::Parts {
-        directory,
-        registrar,
-        workers: forwarders,
-    } = bus::open(&settings, workers, Duration::ZERO, source_of_bytes);
-    let (forwarders, publishers): (Vec<_>, Vec<_>) = forwarders.into_iter().unzip();
-    let infos = opened.iter_mut().map(listener_info).collect();
-    let mut state = State::new(registrar.bus(), infos, workers);
-    state.canary = board;
-    state.confinement = confinement;
-    let state = Arc::new(state);
-    event_loop::show_all(&state, &directory);
-    let mut parts = Vec::new();
-    let threads = forwarders.into_iter().zip(stops).zip(egress);
-    for (worker, ((forwarder, stop), egress)) in threads.enumerate() {
-        parts.push(Parts {
+    stops: Vec<UnixStream>,
+    opened: Vec<Opened>,
+    egress: Vec<Egress>,
+    admin: Option<admin::Bound>,
+    streams: Option<Vec<Stream>>,
+    confinement: Confinement,
+}
+
+impl Bound {
+    /// Binds all sockets, then confines the process.
+    ///
+    /// # Errors
+    ///
+    /// What the system refuses.
+    pub(super) fn open(plan: Plan, source: Source) -> anyhow::Result<Self> {
+        let stops = (0..plan.workers).map(|_| stop_signals());
+        let stops: io::Result<Vec<_>> = stops.collect();
+        let stops = stops.context("cannot listen for signals")?;
+        raise_descriptor_limit();
+        let opened = plan.listen.iter().map(|wanted| Opened::open(wanted, &plan));
+        let opened = opened.collect::<anyhow::Result<Vec<_>>>()?;
+        let (egress, admin) = open_others(&plan)?;
+        let streams = canary_streams(&plan, &opened)?;
+        // After all that takes rights, and before any thread is started.
+        let confinement = confine(plan.confine, needs(&plan, &source))?;
+        warn_of_owners(&plan, &confinement);
+        Ok(Self {
+            plan,
+            source,
+            stops,
+            opened,
+            egress,
+            admin,
+            streams,
+            confinement,
+        })
+    }
+
+    /// Runs it till it is stopped.
+    ///
+    /// # Errors
+    ///
+    /// What the system refuses, and a data thread that fails.
+    pub(super) fn run(self, (requests, bell): (Arc<Requests>, Bell)) -> anyhow::Result<()> {
+        let Self {
+            plan,
+            source,
+            stops,
+            mut opened,
+            egress,
+            admin,
+            streams,
+            confinement,
+        } = self;
+        logging::write().context("cannot start a thread to log by")?;
+        // Fails once, here, on a system without randomness, so that it never does later.
+        random().context("the system has no randomness")?;
+        let board = Arc::default();
+        let probes = probes(streams, &board)?;
+        let workers = stops.len();
+        let bus = open_bus(&plan, probes.as_ref(), workers);
+        let (forwarders, publishers): (Vec<_>, Vec<_>) = bus.workers.into_iter().unzip();
+        let infos = opened.iter_mut().map(listener_info).collect();
+        let mut state = State::new(bus.registrar.bus(), infos, workers);
+        state.canary = board;
+        state.confinement = confinement;
+        let state = Arc::new(state);
+        event_loop::show_all(&state, &bus.directory);
+        let threads = forwarders.into_iter().zip(stops).zip(egress).enumerate();
+        let parts = threads.map(|(worker, ((forwarder, stop), egress))| Parts {
             worker,
             forwarder,
             listeners: take_share(&mut opened, worker),
@@ -127,29 +175,55 @@ pub(super) fn serve(
             linger: plan.linger,
             state: Arc::clone(&state),
         });
-    }
-    let loops = event_loops(parts, registrar)?;
-    requests.offer(plan.admin_reload);
-    let admin = admin
-        .map(|bound| Admin::start(bound, Arc::clone(&state), Arc::clone(&requests)))
-        .transpose()?;
+        let loops = event_loops(parts.collect(), bus.registrar)?;
+        requests.offer(plan.admin_reload);
+        let admin = admin
+            .map(|bound| Admin::start(bound, Arc::clone(&state), Arc::clone(&requests)))
+            .transpose()?;
 
-    say_addresses(&state, admin.as_ref());
-    state.set_phase(Phase::Ready);
-    let threads = loops.iter().map(EventLoop::orders);
-    let threads = threads.collect::<io::Result<_>>()?;
-    let listening = opened.iter().map(|one| (&one.wanted, one.address.clone()));
-    let running = Running::new(plan, Arc::clone(&state), threads, listening, probes);
-    let reloader = Reloader::start(source, running, requests, bell, Arc::clone(&state))
-        .context("cannot start a thread to reload by")?;
-    let shared = Shared {
-        directory: RwLock::new(directory),
-        publishers: publishers.into_iter().map(Mutex::new).collect(),
-    };
-    run(loops, &shared)?;
-    drop(reloader);
-    say_totals(&state, admin.map(Admin::stop));
-    Ok(())
+        say_addresses(&state, admin.as_ref());
+        state.set_phase(Phase::Ready);
+        let threads = loops.iter().map(EventLoop::orders);
+        let threads = threads.collect::<io::Result<_>>()?;
+        let listening = opened.iter().map(|one| (&one.wanted, one.address.clone()));
+        let running = Running::new(plan, Arc::clone(&state), threads, listening, probes);
+        let reloader = Reloader::start(source, running, requests, bell, Arc::clone(&state))
+            .context("cannot start a thread to reload by")?;
+        let shared = Shared {
+            directory: RwLock::new(bus.directory),
+            publishers: publishers.into_iter().map(Mutex::new).collect(),
+        };
+        run(loops, &shared)?;
+        drop(reloader);
+        say_totals(&state, admin.map(Admin::stop));
+        Ok(())
+    }
+}
+
+/// The bus proper, with the canary's part in its settings.
+fn open_bus(plan: &Plan, probes: Option<&(Canary, Vec<Stream>)>, workers: usize) -> bus::Parts {
+    let settings = with_probes(&plan.settings, probes);
+    let source_of_bytes = Box::new(|| random().unwrap_or_else(|_| std::process::abort()));
+    bus::open(&settings, workers, Duration::ZERO, source_of_bytes)
+}
+
+/// Tells of what a bus that was root's can no longer do, though nothing of it fails before traffic
+/// comes or the bus stops.
+fn warn_of_owners(plan: &Plan, confinement: &Confinement) {
+    let subscribers = &plan.settings.subscribers;
+    let is_unix = |address: &Address| matches!(address, Address::Unix(_));
+    let uses_paths = subscribers.iter().any(|one| is_unix(&one.address))
+        || plan
+            .listen
+            .iter()
+            .any(|it| matches!(it, ListenAddress::Unix(_)));
+    let was_mighty = confinement.dropped().iter().any(|it| it == OVERRIDE);
+    if uses_paths && was_mighty {
+        warn!(
+            "CAP_DAC_OVERRIDE is dropped: Unix sockets of other users are reached only where their \
+             modes let this user write, and those in other users' directories stay after a stop"
+        );
+    }
 }
 
 fn raise_descriptor_limit() {
@@ -169,11 +243,11 @@ fn needs<'a>(plan: &'a Plan, source: &'a Source) -> Needs<'a> {
 
 /// The sockets besides the listeners' for which it takes rights, or may: each data thread's to send
 /// by, and the admin's.
-fn open_others(plan: &Plan) -> anyhow::Result<(Vec<Egress>, Option<Bound>)> {
+fn open_others(plan: &Plan) -> anyhow::Result<(Vec<Egress>, Option<admin::Bound>)> {
     let egress = (0..plan.workers).map(|_| Egress::open(plan.send_buffer_bytes));
     let egress = egress.collect::<io::Result<_>>();
     let egress = egress.context("cannot open a socket to send by")?;
-    Ok((egress, plan.admin.map(Bound::bind).transpose()?))
+    Ok((egress, plan.admin.map(admin::Bound::bind).transpose()?))
 }
 
 /// The loops of all data threads: the first one has the registrar.
@@ -234,19 +308,25 @@ impl Drop for StopAll {
     }
 }
 
-/// A canary with its streams to these listeners, if the plan has one.
+/// The canary's streams to these listeners, if the plan has one.
+fn canary_streams(plan: &Plan, listeners: &[Opened]) -> anyhow::Result<Option<Vec<Stream>>> {
+    let addresses = listeners.iter().map(|listener| &listener.address);
+    let streams = plan
+        .canary_interval
+        .map(|_| open_streams(addresses.enumerate()));
+    streams.transpose()
+}
+
+/// A canary for these streams, if there are any.
 fn probes(
-    plan: &Plan,
-    listeners: &[Opened],
+    streams: Option<Vec<Stream>>,
     board: &Arc<Board>,
 ) -> anyhow::Result<Option<(Canary, Vec<Stream>)>> {
-    if plan.canary_interval.is_none() {
-        return Ok(None);
-    }
-    let addresses = listeners.iter().map(|listener| &listener.address);
-    let streams = open_streams(addresses.enumerate())?;
-    let canary = Canary::start(Arc::clone(board)).context("cannot open a canary")?;
-    Ok(Some((canary, streams)))
+    let start = |streams| {
+        let canary = Canary::start(Arc::clone(board)).context("cannot open a canary")?;
+        Ok((canary, streams))
+    };
+    streams.map(start).transpose()
 }
 
 /// These settings with a canary's part in them.

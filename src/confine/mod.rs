@@ -25,6 +25,7 @@ mod capabilities;
 mod files;
 
 use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -39,7 +40,8 @@ pub enum Mode {
     /// The fences that the system has.
     #[default]
     BestEffort,
-    /// All three, or it does not start.
+    /// All three, or it does not start. One that an older kernel holds in part is there, and
+    /// warned of.
     Required,
     /// None.
     Off,
@@ -181,10 +183,25 @@ impl Confinement {
         directories.iter().any(|kept| directory.starts_with(kept))
     }
 
+    /// Whether this may be of a file or directory that the bus gave up: the kernel says the same of
+    /// what the user has no right to.
+    #[must_use]
+    pub fn may_deny(&self, error: &io::Error) -> bool {
+        self.directories.is_some() && error.kind() == io::ErrorKind::PermissionDenied
+    }
+
+    /// Whether less holds than was asked for.
+    fn is_short(&self) -> bool {
+        self.holds.iter().any(|hold| match hold {
+            Hold::Missing(_) => true,
+            Hold::Partly(_) => self.mode == Mode::Required,
+            Hold::Enforced | Hold::Off => false,
+        })
+    }
+
     fn tell(&self) {
         let [capabilities, seccomp, landlock] = &self.holds;
-        let is_missing = |hold: &Hold| matches!(hold, Hold::Missing(_));
-        match self.holds.iter().any(is_missing) {
+        match self.is_short() {
             true => warn!(%capabilities, %seccomp, %landlock, "not wholly confined"),
             false => info!(%capabilities, %seccomp, %landlock, "confined"),
         }
@@ -278,6 +295,17 @@ fn fence_in(_needs: Needs<'_>) -> Confinement {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_holds_in_part_is_short_of_what_is_required() {
+        let partly = |mode| Confinement {
+            mode,
+            holds: [Hold::Enforced, Hold::Enforced, Hold::Partly(String::new())],
+            ..Confinement::default()
+        };
+        assert!(partly(Mode::Required).is_short());
+        assert!(!partly(Mode::BestEffort).is_short());
+    }
 
     #[test]
     fn sockets_may_be_put_beside_those_that_are_there() {

@@ -20,6 +20,9 @@ const WAITING_BYTES_MAX: usize = 1 << 20;
 /// How long the end waits for the last lines to be written.
 const END_PATIENCE: Duration = Duration::from_secs(1);
 
+/// The target of what the sink itself logs.
+pub(super) const TARGET: &str = module_path!();
+
 /// Lines on their way to standard error.
 #[derive(Debug)]
 pub(super) struct Sink {
@@ -37,6 +40,8 @@ struct Waiting {
     is_writing: bool,
     /// Whether there is a thread that writes.
     is_served: bool,
+    /// Whether lines are to come this way.
+    is_open: bool,
 }
 
 impl Sink {
@@ -47,6 +52,7 @@ impl Sink {
                 bytes: 0,
                 is_writing: false,
                 is_served: false,
+                is_open: false,
             }),
             is_filled: Condvar::new(),
             is_written: Condvar::new(),
@@ -72,6 +78,16 @@ impl Sink {
         self.is_filled.notify_one();
     }
 
+    /// Whether lines come this way.
+    pub(super) fn is_open(&self) -> bool {
+        self.waiting().is_open
+    }
+
+    /// From here on lines come this way.
+    pub(super) fn set_open(&self) {
+        self.waiting().is_open = true;
+    }
+
     /// There is a thread now that writes.
     pub(super) fn set_served(&self) {
         self.waiting().is_served = true;
@@ -87,26 +103,25 @@ impl Sink {
             self.is_written.notify_all();
             if written.is_err() {
                 self.lost.fetch_add(1, Ordering::Relaxed);
-            } else if self.lost() > told {
-                // Where this one is lost, too, the next that is written brings another.
+            } else if self.lost() > told && self.waiting().lines.is_empty() {
+                // Once, after all that waited. Where this one is lost, too, the next that is written brings another.
                 told = self.lost();
                 warn!(lost_lines = told, "log lines were lost, since the start");
             }
         }
     }
 
-    /// Waits till all lines are written, or nobody takes them. Where no thread writes, as nothing
-    /// was started yet, the caller does.
-    pub(super) fn finish(&self, mut to: impl Write) {
+    /// Whether lines wait and no thread writes them, as none was started yet.
+    pub(super) fn is_stranded(&self) -> bool {
+        let waiting = self.waiting();
+        !waiting.is_served && !waiting.lines.is_empty()
+    }
+
+    /// Waits till all lines are written, or nobody takes them.
+    pub(super) fn finish(&self) {
         let is_busy = |waiting: &mut Waiting| waiting.is_writing || !waiting.lines.is_empty();
-        let mut waiting = self.waiting();
-        if !waiting.is_served {
-            let lines = std::mem::take(&mut waiting.lines);
-            // In vain or not, this is the end.
-            let _ = lines.iter().try_for_each(|line| to.write_all(line));
-            return;
-        }
-        // So is this.
+        let waiting = self.waiting();
+        // In vain or not, this is the end.
         let _ = self
             .is_written
             .wait_timeout_while(waiting, END_PATIENCE, is_busy);
@@ -201,19 +216,47 @@ mod tests {
         for line in [&b"a"[..], b"x", b"b"] {
             sink.put(line);
         }
-        sink.finish(io::sink());
+        sink.finish();
         assert_eq!(sink.lost(), 1);
         let written: Vec<_> = written.try_iter().collect();
         assert_eq!(written, [b"a", b"b"]);
     }
 
+    /// Takes all lines.
+    struct Open(std::sync::mpsc::Sender<Vec<u8>>);
+
+    impl Write for Open {
+        fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+            let _ = self.0.send(line.to_vec());
+            Ok(line.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
     #[test]
-    fn what_waits_before_a_thread_writes_is_written_at_the_end() {
-        let sink = Sink::new();
-        sink.put(b"a ");
-        sink.put(b"b");
-        let mut written = Vec::new();
-        sink.finish(&mut written);
-        assert_eq!(written, b"a b");
+    fn what_was_lost_is_told_once_after_all_that_waited() {
+        let sink: &'static Sink = Box::leak(Box::new(Sink::new()));
+        for byte in *b"abxy" {
+            sink.put(&vec![byte; WAITING_BYTES_MAX / 2]);
+        }
+        assert!(sink.is_stranded());
+        let (sender, written) = std::sync::mpsc::channel();
+        let logs = tracing_subscriber::fmt().with_writer(move || Line(sink));
+        let logs = logs.with_ansi(false).finish();
+        sink.set_served();
+        std::thread::spawn(|| {
+            tracing::subscriber::with_default(logs, || sink.write_to(Open(sender)))
+        });
+        let firsts: Vec<_> = (0..2).map(|_| written.recv().unwrap()[0]).collect();
+        assert_eq!(firsts, *b"ab");
+        let told = String::from_utf8(written.recv().unwrap()).unwrap();
+        assert!(told.ends_with("since the start lost_lines=2\n"), "{told}");
+        sink.put(b"c");
+        assert_eq!(written.recv().unwrap(), b"c", "and not told again");
+        sink.finish();
+        assert!(!sink.is_stranded() && written.try_recv().is_err());
     }
 }

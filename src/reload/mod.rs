@@ -39,6 +39,10 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// How long the end waits for a reload that is under way. It may read from a disk that hangs.
 const STOP_PATIENCE: Duration = Duration::from_secs(1);
 
+/// What is said of a file or directory that is denied, and that may be why.
+const GIVEN_UP: &str = "its user has no right to it, or its directory is another than when the bus \
+                        started, which then gave up all others: that takes a restart";
+
 /// What became of a reload. Its [`label`](Outcome::label) is the metric's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -312,6 +316,10 @@ fn reload(source: &Source, running: &mut Running) -> Result<Summary, ReloadError
     if !source.has_file() {
         return Err(ReloadError::NoFile);
     }
-    let (_, plan) = source.read_anew()?;
+    let read = source.read_anew();
+    let (_, plan) = read.map_err(|error| match running.is_cut_off_from(source) {
+        true => ReloadError::NeedsRestart(format!("{error}: {GIVEN_UP}")),
+        false => error.into(),
+    })?;
     running.reload(plan)
 }

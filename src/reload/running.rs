@@ -15,11 +15,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::thread;
 use std::time::Duration;
 
+use anyhow::anyhow;
 use tracing::info;
 
 use crate::bus::Settings;
@@ -31,8 +34,8 @@ use crate::net::listener::{ListenAddress, Listener};
 use crate::net::sys::Ask;
 use crate::state::State;
 
-use super::ReloadError;
 use super::sockets::{Opened, ask, open_streams, warn_if_small};
+use super::{GIVEN_UP, ReloadError, Source};
 
 /// How long after Unix sockets were first asked who sends the rules may want to know: far longer
 /// than a datagram is under way that a process was about to send, or waited for room to.
@@ -216,6 +219,26 @@ impl Running {
         })
     }
 
+    /// Whether the configuration may be out of reach as the bus is confined.
+    pub fn is_cut_off_from(&self, source: &Source) -> bool {
+        // What is no file is not waited for.
+        let mut options = OpenOptions::new();
+        let options = options.read(true).custom_flags(libc::O_NONBLOCK);
+        let opened = source.file().map(|file| options.open(file));
+        let confinement = &self.state.confinement;
+        matches!(opened, Some(Err(error)) if confinement.may_deny(&error))
+    }
+
+    /// Says why a socket may not be had where it is wanted, if it is that the bus is confined.
+    fn explain(&self, address: &ListenAddress, error: anyhow::Error) -> anyhow::Error {
+        let mut causes = error.chain().filter_map(|cause| cause.downcast_ref());
+        let is_denied = causes.any(|cause| self.state.confinement.may_deny(cause));
+        match address {
+            ListenAddress::Unix(_) if is_denied => anyhow!("{error:#}: {GIVEN_UP}"),
+            _ => error,
+        }
+    }
+
     /// Of the listeners that are open those that stay, the places of those that go, and the
     /// addresses that are new. The same text is the same listener, also where its port is 0.
     fn sort_listeners(
@@ -244,7 +267,8 @@ impl Running {
         let mut next = places.len();
         let mut all = Vec::new();
         for address in addresses {
-            let opened = Opened::open(address, plan)?;
+            let opened = Opened::open(address, plan);
+            let opened = opened.map_err(|error| self.explain(address, error))?;
             // One of its name has closed before, or two would have one address.
             let before = places.iter().position(|info| info.name == opened.name);
             let place = before.unwrap_or_else(|| {

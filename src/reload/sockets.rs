@@ -69,7 +69,7 @@ pub fn warn_if_small(address: &str, buffer: Buffer) {
             wanted = buffer.wanted,
             granted = buffer.granted,
             "the receive buffer is smaller than wanted: raise net.core.rmem_max, \
-             or give this program CAP_NET_ADMIN"
+             or start this program anew with CAP_NET_ADMIN"
         );
     }
 }

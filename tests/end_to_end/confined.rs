@@ -4,12 +4,12 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use hailmary::confine::{Confinement, Fence, Hold, Mode, Needs, confine};
 use hailmary::net::listener::ListenAddress;
@@ -28,7 +28,12 @@ const WHAT: &str = "HAILMARY_TEST_CONFINED_CALL";
 
 /// What the kernel shows of each thread of a bus, by name.
 fn threads(bus: &Serving) -> Vec<BTreeMap<String, String>> {
-    let tasks = fs::read_dir(format!("/proc/{}/task", bus.id())).unwrap();
+    threads_of(bus.id())
+}
+
+/// The same of any process.
+fn threads_of(id: u32) -> Vec<BTreeMap<String, String>> {
+    let tasks = fs::read_dir(format!("/proc/{id}/task")).unwrap();
     let read = |task: io::Result<fs::DirEntry>| {
         let status = fs::read_to_string(task.unwrap().path().join("status")).unwrap();
         let fields = status.lines().filter_map(|line| line.split_once(":\t"));
@@ -96,6 +101,33 @@ fn a_bus_that_is_told_not_to_keeps_all_that_it_has() {
     }
 }
 
+#[test]
+fn every_thread_of_a_bus_of_the_bench_is_confined_unless_told_not_to() {
+    for (mode, filtered) in [("best-effort", "2"), ("off", "0")] {
+        let mut command = hailmary();
+        command.arg("bench-child").env("HAILMARY_CONFINE", mode);
+        command.stdin(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut input = child.stdin.take().unwrap();
+        let config = "[listen]\nudp = [\"127.0.0.1:0\"]\nadmin = \"127.0.0.1:0\"\n";
+        let task = serde_json::json!({ "Serve": config });
+        writeln!(input, "{task}").unwrap();
+        let log = BufReader::new(child.stderr.take().unwrap());
+        let is_up = |line: &String| line.contains("admin listening");
+        assert!(log.lines().map_while(Result::ok).any(|line| is_up(&line)));
+        let threads = threads_of(child.id());
+        assert!(threads.len() > 2, "{threads:?}");
+        for thread in threads {
+            assert_eq!(thread["Seccomp"], filtered, "{thread:?}");
+            if mode != "off" {
+                assert_eq!(thread["CapEff"], "0000000000000000", "{thread:?}");
+            }
+        }
+        drop(input);
+        assert_eq!(child.wait().unwrap().code(), Some(1));
+    }
+}
+
 /// Runs a test in a process of its own, to do this there.
 fn run_alone(test: &str, what: &str) -> Output {
     let directory = tempfile::tempdir().unwrap();
@@ -152,6 +184,7 @@ fn what_a_bus_has_no_use_for_is_refused_and_what_it_needs_is_not() {
     let confinement = confine_to_own(&directory);
 
     refuses_calls(&directory);
+    refuses_fast_open(&early, server.local_addr().unwrap());
     let [_, _, (_, landlock)] = confinement.holds().collect::<Vec<_>>()[..] else {
         panic!("there are three fences")
     };
@@ -193,6 +226,16 @@ fn refuses_calls(directory: &Path) {
     assert_refused(fs::create_dir(own.join("new")), UNKNOWN);
     let signal = rustix::process::kill_process(rustix::process::getpid(), Signal::CHILD);
     assert_eq!(signal, Err(rustix::io::Errno::NOSYS));
+}
+
+/// A connection that begins with its first data, by each call that sends.
+fn refuses_fast_open(socket: &Socket, to: SocketAddr) {
+    let to = to.into();
+    let sent = socket.send_to_with_flags(b"x", &to, libc::MSG_FASTOPEN);
+    assert_refused(sent, libc::ENOSYS);
+    let data = [io::IoSlice::new(b"x")];
+    let message = socket2::MsgHdr::new().with_addr(&to).with_buffers(&data);
+    assert_refused(socket.sendmsg(&message, libc::MSG_FASTOPEN), libc::ENOSYS);
 }
 
 /// By Landlock.
@@ -340,6 +383,40 @@ fn what_was_given_up_takes_a_restart() {
         error.contains("confine.mode is best-effort and would be off"),
         "{error}"
     );
+}
+
+#[test]
+fn a_reload_from_another_directory_of_the_same_name_says_that_it_takes_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let own = directory.path().join("own");
+    fs::create_dir(&own).unwrap();
+    let file = own.join("bus.toml");
+    let text = "[listen]\nudp = [\"127.0.0.1:0\"]\n";
+    fs::write(&file, text).unwrap();
+    let bus = Serving::start_configured(file.to_str().unwrap());
+    if status(&bus)["landlock"] == "missing" {
+        eprintln!("skipped: there is no Landlock");
+        return;
+    }
+    fs::rename(&own, directory.path().join("old")).unwrap();
+    fs::create_dir(&own).unwrap();
+    fs::write(&file, text).unwrap();
+    let error = reload_error(&bus);
+    assert!(error.contains("that takes a restart"), "{error}");
+}
+
+#[test]
+fn a_canary_of_root_starts_beside_a_socket_in_the_directory_of_another() {
+    let directory = tempfile::tempdir().unwrap();
+    if std::os::unix::fs::chown(directory.path(), Some(1), Some(1)).is_err() {
+        eprintln!("skipped: this is not root");
+        return;
+    }
+    let unix = directory.path().join("bus.sock");
+    let bus = Configured::start(&format!(
+        "[listen]\nunix = [{unix:?}]\n[canary]\ninterval_ms = 10\n"
+    ));
+    assert_eq!(status(&bus)["capabilities"], "enforced");
 }
 
 #[test]

@@ -7,12 +7,14 @@ use std::io::{self, BufRead, Write};
 use std::sync::mpsc::{self, Receiver, Sender};
 
 use anyhow::Context;
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use super::publisher::{self, Publish, Published};
 use super::subscriber::{self, Received, Subscribe};
 use crate::command::serve;
 use crate::config::Config;
+use crate::confine::Mode;
 use crate::logging;
 use crate::reload::{Requests, Source};
 
@@ -70,16 +72,23 @@ impl BenchChild {
         let mut line = String::new();
         io::stdin().lock().read_line(&mut line)?;
         let task = serde_json::from_str(&line).context("no task on standard input")?;
-        let (sender, orders) = mpsc::channel();
-        std::thread::spawn(move || take_orders(&sender));
         match task {
             Task::Serve(config) => serve_bus(&config),
-            Task::Publish(task) => tell_result(publisher::run(&task, &orders), Message::Published),
+            Task::Publish(task) => {
+                tell_result(publisher::run(&task, &hear_orders()), Message::Published)
+            }
             Task::Subscribe(task) => {
-                tell_result(subscriber::run(&task, &orders), Message::Received)
+                tell_result(subscriber::run(&task, &hear_orders()), Message::Received)
             }
         }
     }
+}
+
+/// Takes orders from here on, by a thread of its own.
+fn hear_orders() -> Receiver<Order> {
+    let (sender, orders) = mpsc::channel();
+    std::thread::spawn(move || take_orders(&sender));
+    orders
 }
 
 /// Passes orders on till there will be none.
@@ -94,9 +103,23 @@ fn take_orders(sender: &Sender<Order>) {
 }
 
 fn serve_bus(config: &str) -> anyhow::Result<()> {
-    let (_, plan) = Config::parse("bench", config)?;
+    let (_, mut plan) = Config::parse("bench", config)?;
+    plan.confine = wanted_confinement()?.unwrap_or(plan.confine);
     logging::start(logging::Format::Json, tracing::Level::INFO);
-    serve::serve(plan, Source::default(), Requests::listen()?)
+    let reloads = Requests::listen()?;
+    let bus = serve::Bound::open(plan, Source::default())?;
+    // A thread that was there before would not be confined, nor its like. It ends the process.
+    let _orders = hear_orders();
+    bus.run(reloads)
+}
+
+/// As the environment of the bench says, which is that of its bus.
+fn wanted_confinement() -> anyhow::Result<Option<Mode>> {
+    let Some(wanted) = std::env::var_os(serve::CONFINE) else {
+        return Ok(None);
+    };
+    let mode = Mode::from_str(&wanted.to_string_lossy(), false).map_err(anyhow::Error::msg);
+    mode.context(serve::CONFINE).map(Some)
 }
 
 fn tell_result<T>(result: anyhow::Result<T>, message: fn(T) -> Message) -> anyhow::Result<()> {

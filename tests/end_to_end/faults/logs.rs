@@ -165,6 +165,18 @@ fn full_pipe() -> (PipeReader, Stdio) {
 }
 
 #[test]
+fn a_bus_that_cannot_start_ends_though_nobody_reads_why() {
+    let taken = UdpSocket::bind("127.0.80.4:0").unwrap();
+    let (_reader, log) = full_pipe();
+    let mut command = hailmary();
+    let address = taken.local_addr().unwrap().to_string();
+    command.args(["serve", "--admin", "off", "--listen", &address]);
+    let mut process = Process(command.stderr(log).spawn().unwrap());
+    let status = wait_until("the bus to end", || process.0.try_wait().unwrap());
+    assert_eq!(status.code(), Some(1));
+}
+
+#[test]
 fn a_pipe_that_nobody_reads_holds_up_nothing() {
     let (reader, log) = full_pipe();
     let bus = Mute::start("127.0.80.1", log);
