@@ -200,6 +200,11 @@ impl Bus {
         workers.chain(self.registrar.poll_timeout()).min()
     }
 
+    /// Whether any data thread would have to end leases before it forwards.
+    pub fn is_overdue(&self, now: Duration) -> bool {
+        self.directory.is_overdue(now)
+    }
+
     /// Ends the leases whose time is over, before anything is forwarded by them.
     pub fn end_leases(&mut self, now: Duration) -> Vec<LeaseEvent> {
         let mut ended = Vec::new();

@@ -491,7 +491,7 @@ impl World {
         let station = &mut self.stations[index];
         let now = station.clock.local(self.now);
         let unix_nano = station.clock.unix_nano(self.now);
-        if worker == 0 {
+        if worker == 0 || station.bus.is_overdue(now) {
             let ended = station.bus.end_leases(now);
             station.oracle.check_ended(now, &ended)?;
         }
