@@ -1,6 +1,6 @@
 //! Logs: to standard error, quiet, and never a line for each datagram.
 //!
-//! Who logs never waits for who reads: see [`sink`].
+//! Who logs never waits for who reads: see `sink`.
 
 mod sink;
 
@@ -32,7 +32,7 @@ pub enum Format {
 /// What this process has logged and not yet written.
 static SINK: Sink = Sink::new();
 
-/// Takes this program's logs of `level` and above. They wait till [`write`] or [`finish`] sends
+/// Takes this program's logs of `level` and above. They wait till [`write()`] or [`finish`] sends
 /// them to standard error.
 pub fn start(format: Format, level: Level) {
     std::panic::set_hook(Box::new(|panic| SINK.put(last_words(panic).as_bytes())));
