@@ -175,7 +175,8 @@ impl Bound {
             linger: plan.linger,
             state: Arc::clone(&state),
         });
-        let loops = event_loops(parts.collect(), bus.registrar)?;
+        let loops = event_loops(parts.collect(), bus.registrar);
+        let loops = loops.context("cannot make the data threads' loops")?;
         requests.offer(plan.admin_reload);
         let admin = admin
             .map(|bound| Admin::start(bound, Arc::clone(&state), Arc::clone(&requests)))

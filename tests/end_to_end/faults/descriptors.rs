@@ -14,7 +14,7 @@ use crate::support::{PATIENCE, Serving, assert_laws, sum, value, wait_until};
 const CLIENTS: u64 = 3_000;
 
 /// Descriptors that the bus may have: less than those of its own and the admin's 64 connections.
-const DESCRIPTORS: usize = 48;
+const DESCRIPTORS: usize = 80;
 
 /// Connections that the admin serves at once.
 const CONNECTIONS: usize = 64;

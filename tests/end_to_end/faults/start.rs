@@ -6,7 +6,7 @@ use crate::support::evidence::{figure, tell};
 use crate::support::{Process, wait_until};
 
 /// Descriptors from none beside the standard ones to more than a start needs.
-const DESCRIPTORS: std::ops::Range<u32> = 3..40;
+const DESCRIPTORS: std::ops::Range<u32> = 3..70;
 
 /// Runs a bus by this program and its arguments till it ends, or says that it listens. Gives its
 /// status if it ended, and what it said.
