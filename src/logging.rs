@@ -102,11 +102,11 @@ pub fn say_last(what: impl Display) {
     }
 }
 
-/// Waits a while for the last lines to be written, and no longer.
+/// Waits a while for the last lines to be written, and no longer, if a thread can be had for it.
 pub fn finish() {
-    if SINK.is_stranded() {
-        // Without a thread they could be waited for without an end.
-        let _ = write();
+    if SINK.is_stranded() && write().is_err() {
+        // Rather wait without an end than end without a word, where there is no thread to wait for.
+        return SINK.write_rest(io::stderr());
     }
     SINK.finish();
 }

@@ -127,6 +127,13 @@ impl Sink {
             .wait_timeout_while(waiting, END_PATIENCE, is_busy);
     }
 
+    /// Writes what waits, and waits for whoever reads.
+    pub(super) fn write_rest(&self, mut to: impl Write) {
+        let lines = std::mem::take(&mut self.waiting().lines);
+        // In vain or not, this is the end.
+        let _ = lines.iter().try_for_each(|line| to.write_all(line));
+    }
+
     /// The next line, waited for.
     fn take(&self) -> Vec<u8> {
         let mut waiting = self.waiting();
@@ -258,5 +265,16 @@ mod tests {
         assert_eq!(written.recv().unwrap(), b"c", "and not told again");
         sink.finish();
         assert!(!sink.is_stranded() && written.try_recv().is_err());
+    }
+
+    #[test]
+    fn who_has_no_thread_writes_what_waits_in_its_order() {
+        let sink = Sink::new();
+        sink.put(b"a ");
+        sink.put(b"b");
+        let mut written = Vec::new();
+        sink.write_rest(&mut written);
+        assert_eq!(written, b"a b");
+        assert!(!sink.is_stranded());
     }
 }
