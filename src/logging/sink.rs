@@ -104,7 +104,8 @@ impl Sink {
             if written.is_err() {
                 self.lost.fetch_add(1, Ordering::Relaxed);
             } else if self.lost() > told && self.waiting().lines.is_empty() {
-                // Once, after all that waited. Where this one is lost, too, the next that is written brings another.
+                // Once, after all that waited. Where this one is lost, too, the next that is written
+                // brings another.
                 told = self.lost();
                 warn!(lost_lines = told, "log lines were lost, since the start");
             }
