@@ -32,7 +32,7 @@ pub enum Format {
 /// What this process has logged and not yet written.
 static SINK: Sink = Sink::new();
 
-/// Takes this program's logs of `level` and above. They wait till [`write()`] or [`finish`] sends
+/// Takes this program's logs of `level` and above. They wait till [`write()`] or a [`Finish`] sends
 /// them to standard error.
 pub fn start(format: Format, level: Level) {
     std::panic::set_hook(Box::new(|panic| SINK.put(last_words(panic).as_bytes())));
@@ -102,8 +102,19 @@ pub fn say_last(what: impl Display) {
     }
 }
 
+/// Has the last lines written when it goes, in whatever way the program ends: of a panic that
+/// ends it nothing else would be left.
+#[derive(Debug)]
+pub struct Finish;
+
+impl Drop for Finish {
+    fn drop(&mut self) {
+        finish();
+    }
+}
+
 /// Waits a while for the last lines to be written, and no longer, if a thread can be had for it.
-pub fn finish() {
+fn finish() {
     if SINK.is_stranded() && write().is_err() {
         // Rather wait without an end than end without a word, where there is no thread to wait for.
         return SINK.write_rest(io::stderr());

@@ -11,6 +11,7 @@ use hailmary::command::publish::Publish;
 use hailmary::command::serve::Serve;
 use hailmary::command::subscribe::Subscribe;
 use hailmary::config::ConfigError;
+use hailmary::logging::Finish;
 
 /// The exit status of a configuration that is at fault: EX_CONFIG of sysexits.h.
 const BAD_CONFIGURATION: u8 = 78;
@@ -47,6 +48,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    let _finish = Finish;
     let result = match Arguments::parse().command {
         Command::Serve(serve) => serve.run(),
         Command::Publish(publish) => publish.run(),
@@ -56,9 +58,7 @@ fn main() -> ExitCode {
         Command::Check(check) => check.run().map_err(anyhow::Error::from),
         Command::Doctor(doctor) => doctor.run(),
     };
-    let status = status(result);
-    hailmary::logging::finish();
-    status
+    status(result)
 }
 
 /// Says what went wrong, and the status to exit with.

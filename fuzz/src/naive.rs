@@ -42,6 +42,18 @@ pub(crate) fn matches(pattern: &str, topic: &str) -> bool {
     is_open && rest_matches(&pattern, &topic)
 }
 
+/// Whether a rule's legal pattern speaks of a legal topic: of the bus's own as of any others.
+pub(crate) fn covers(pattern: &str, topic: &str) -> bool {
+    let pattern: Vec<_> = pattern.split('.').collect();
+    let topic: Vec<_> = topic.split('.').collect();
+    rest_matches(&pattern, &topic)
+}
+
+/// Whether a topic is the bus's own.
+pub(crate) fn is_reserved(topic: &[u8]) -> bool {
+    topic.split(|byte| *byte == b'.').next() == Some(RESERVED.as_bytes())
+}
+
 fn rest_matches(pattern: &[&str], topic: &[&str]) -> bool {
     match (pattern, topic) {
         ([], []) => true,

@@ -1,19 +1,20 @@
 //! What a subscriber of the Rust client believes and says, whatever comes to its socket: from the
 //! bus's address, from any other, at any time.
 //!
-//! No count ever falls, events are delivered only under the sender id that a lease named, what it
-//! says fits a datagram and is never more often than a timer permits, and whoever waits for its
-//! timer does not turn in a circle.
+//! What becomes of each frame, how the lease stands after it and which cookie it brings is what a
+//! plain reading of what is believed says. No count ever falls, what it says fits a datagram and is
+//! never more often than a timer permits, and whoever waits for its timer does not turn in a circle.
 
 use std::time::Duration;
 
 use hailmary_client::lease::{
-    LeaseState, Origin, RETRY_MIN, Subscription, SubscriptionCounts, Verdict,
+    self, LeaseState, Origin, RENEWAL_MIN, RETRY_MIN, Subscription, SubscriptionCounts, Verdict,
 };
-use hailmary_proto::decode::Decoder;
+use hailmary_proto::decode::{Decoder, FrameView};
 use hailmary_proto::v1::frame::Control;
+use hailmary_proto::v1::refusal::Reason;
 use hailmary_proto::v1::{self, Challenge, Event, Frame, Refusal, Stamp};
-use hailmary_proto::write::{DATAGRAM_BYTES_MAX, UNPROVEN_REQUEST_BYTES_MIN};
+use hailmary_proto::write::{COOKIE_BYTES_MAX, DATAGRAM_BYTES_MAX, UNPROVEN_REQUEST_BYTES_MIN};
 use prost::Message;
 
 use crate::tape::Tape;
@@ -49,13 +50,127 @@ fn drive(data: &[u8]) {
     }
 }
 
+/// What a subscriber is to believe.
+struct Believed {
+    /// The sender id that the newest lease named.
+    bus: Option<u64>,
+    state: LeaseState,
+    /// When the lease that is held ends.
+    until: Duration,
+    cookie: Vec<u8>,
+    /// Whether it has asked, and got no lease since.
+    is_unanswered: bool,
+    restarts: u64,
+    lapses: u64,
+    ignored: u64,
+}
+
+impl Believed {
+    fn new() -> Self {
+        Self {
+            bus: None,
+            state: LeaseState::Asking,
+            until: Duration::ZERO,
+            cookie: Vec::new(),
+            is_unanswered: false,
+            restarts: 0,
+            lapses: 0,
+            ignored: 0,
+        }
+    }
+
+    fn has_ended(&self) -> bool {
+        matches!(self.state, LeaseState::Refused(_) | LeaseState::Closed)
+    }
+
+    fn follow(&mut self, now: Duration) {
+        if self.state == LeaseState::Held && now >= self.until {
+            self.lose();
+        }
+    }
+
+    /// Whatever it had, it has to ask anew.
+    fn lose(&mut self) {
+        self.lapses += u64::from(self.state == LeaseState::Held);
+        self.state = LeaseState::Asking;
+    }
+
+    fn take(&mut self, now: Duration, origin: Origin, frame: &FrameView<'_>) -> Verdict {
+        self.follow(now);
+        let is_waiting = self.is_unanswered && !self.has_ended();
+        let is_answer = match frame.control() {
+            Some(control) if is_waiting && origin == Origin::Bus => self.take_answer(now, control),
+            _ => false,
+        };
+        let stamp = frame.stamp().filter(|stamp| self.bus == Some(stamp.sender));
+        let verdict = match stamp.filter(|_| !self.has_ended()) {
+            Some(stamp) if frame.events().len() > 0 => Verdict::Deliver {
+                weight: match stamp.weight > 1.0 && stamp.weight < f64::INFINITY {
+                    true => stamp.weight,
+                    false => 1.0,
+                },
+            },
+            Some(_) => Verdict::Consumed,
+            None if is_answer => Verdict::Consumed,
+            None => Verdict::Ignored,
+        };
+        self.ignored += u64::from(verdict == Verdict::Ignored);
+        verdict
+    }
+
+    /// Whether it is an answer to what was asked, and believed.
+    fn take_answer(&mut self, now: Duration, control: &Control) -> bool {
+        let is_cookie = |cookie: &[u8]| !cookie.is_empty() && cookie.len() <= COOKIE_BYTES_MAX;
+        match control {
+            Control::Challenge(challenge)
+                if challenge.nonce == NONCE && is_cookie(&challenge.cookie) =>
+            {
+                self.cookie.clone_from(&challenge.cookie);
+                self.lose();
+            }
+            Control::Lease(lease) if lease.nonce == NONCE && is_cookie(&lease.cookie) => {
+                self.take_lease(now, lease);
+            }
+            Control::Refusal(refusal) if refusal.nonce == NONCE => {
+                self.take_refusal(refusal.reason());
+            }
+            _ => return false,
+        }
+        true
+    }
+
+    fn take_lease(&mut self, now: Duration, lease: &v1::Lease) {
+        let is_another = self.bus.is_some_and(|bus| bus != lease.bus);
+        self.restarts += u64::from(is_another);
+        self.bus = Some(lease.bus);
+        self.cookie.clone_from(&lease.cookie);
+        self.state = LeaseState::Held;
+        self.is_unanswered = false;
+        // However short, it is renewed before it ends, and may be twice more.
+        self.until = now + Duration::from_millis(lease.lease_ms.into()).max(3 * RENEWAL_MIN);
+    }
+
+    fn take_refusal(&mut self, reason: Reason) {
+        let refused = match reason {
+            Reason::NotAllowed => lease::Refusal::NotAllowed,
+            Reason::BadTopic => lease::Refusal::BadTopic,
+            Reason::BadRequest => lease::Refusal::BadRequest,
+            Reason::UnknownLease => {
+                self.cookie.clear();
+                return self.lose();
+            }
+            Reason::Full | Reason::Unspecified => return,
+        };
+        self.state = LeaseState::Refused(refused);
+    }
+}
+
 struct Driver {
     subscription: Subscription,
+    believed: Believed,
     decoder: Decoder,
     now: Duration,
     counts: SubscriptionCounts,
-    /// Sender ids that a lease named.
-    named: Vec<u64>,
     requests: u128,
     /// How often its socket changed, which is asked for at once.
     rebinds: u128,
@@ -72,7 +187,7 @@ impl Driver {
             decoder: Decoder::new(),
             now: Duration::ZERO,
             counts: SubscriptionCounts::default(),
-            named: Vec::new(),
+            believed: Believed::new(),
             requests: 0,
             rebinds: 0,
         }
@@ -96,6 +211,10 @@ impl Driver {
             4 if tape.one_in(8) => {
                 self.subscription.rebind(self.now);
                 self.rebinds += 1;
+                if !self.believed.has_ended() {
+                    self.believed.cookie.clear();
+                    self.believed.lose();
+                }
             }
             5 if tape.one_in(32) => self.close(),
             6..=10 => {
@@ -116,37 +235,28 @@ impl Driver {
             false => Origin::Bus,
         };
         let Ok(frame) = self.decoder.decode(datagram) else {
+            self.believed.ignored += 1;
             return self.subscription.ignore_datagram();
         };
-        let was = self.subscription.state();
+        let before = self.believed.bus;
+        let expected = self.believed.take(self.now, origin, &frame);
         let verdict = self.subscription.handle_frame(self.now, origin, &frame);
-        if let (Some(Control::Lease(lease)), Origin::Bus) = (frame.control(), origin)
-            && lease.nonce == NONCE
-        {
-            self.named.push(lease.bus);
-        }
-        match verdict {
-            Verdict::Deliver { weight } => {
-                assert!(frame.events().len() > 0 && weight >= 1.0 && weight.is_finite());
-                let sender = frame.stamp().map(|stamp| stamp.sender);
-                assert!(sender.is_some_and(|sender| self.named.contains(&sender)));
-                assert!(matches!(was, LeaseState::Asking | LeaseState::Held));
-            }
-            Verdict::Consumed => {}
-            Verdict::Ignored => {
-                let ignored = self.subscription.counts().ignored_frames;
-                assert_eq!(ignored, self.counts.ignored_frames + 1);
-            }
-            other => panic!("{other:?}"),
-        }
-        if origin == Origin::Elsewhere {
-            // Nobody else changes how it stands, but for a lease that has ended by the clock.
-            let is = self.subscription.state();
-            assert!(was == is || (was, is) == (LeaseState::Held, LeaseState::Asking));
-        }
+        assert_eq!(verdict, expected, "{origin:?} {:?}", frame.control());
+        assert!(origin == Origin::Bus || self.believed.bus == before);
+        self.check_belief();
+    }
+
+    /// It believes what it is to believe.
+    fn check_belief(&self) {
+        let (is, counts) = (&self.believed, self.subscription.counts());
+        assert_eq!(self.subscription.state(), is.state);
+        assert_eq!(self.subscription.bus(), is.bus);
+        let told = (counts.bus_restarts, counts.lapses, counts.ignored_frames);
+        assert_eq!(told, (is.restarts, is.lapses, is.ignored));
     }
 
     fn transmit(&mut self) {
+        self.believed.follow(self.now);
         while let Some(datagram) = self.subscription.poll_transmit(self.now) {
             assert!(datagram.len() >= UNPROVEN_REQUEST_BYTES_MIN);
             assert!(datagram.len() <= DATAGRAM_BYTES_MAX.min(4 * UNPROVEN_REQUEST_BYTES_MIN));
@@ -155,14 +265,29 @@ impl Driver {
                 panic!("{frame:?}");
             };
             assert_eq!(request.nonce, NONCE);
+            assert_eq!(request.cookie, self.believed.cookie);
+            assert_eq!(request.report.map(|report| report.bus), self.believed.bus);
+            assert!(!self.believed.has_ended());
+            self.believed.is_unanswered = true;
             self.requests += 1;
         }
+        self.check_belief();
     }
 
+    /// What it holds it gives back, by its cookie.
     fn close(&mut self) {
-        if let Some(datagram) = self.subscription.close() {
+        let is_known = !self.believed.has_ended() && !self.believed.cookie.is_empty();
+        let datagram = self.subscription.close();
+        assert_eq!(datagram.is_some(), is_known);
+        if let Some(datagram) = datagram {
             let frame = Frame::decode(datagram).expect("what is said is a frame");
-            assert!(matches!(frame.control, Some(Control::Unsubscribe(_))));
+            let Some(Control::Unsubscribe(unsubscribe)) = frame.control else {
+                panic!("{frame:?}");
+            };
+            assert_eq!(unsubscribe.cookie, self.believed.cookie);
+        }
+        if !self.believed.has_ended() {
+            self.believed.state = LeaseState::Closed;
         }
     }
 
@@ -170,9 +295,6 @@ impl Driver {
         let counts = self.subscription.counts();
         let (is, was) = (counts.flow, self.counts.flow);
         assert_eq!(is, was.plus(is.since(was)), "no count falls");
-        assert!(counts.ignored_frames >= self.counts.ignored_frames);
-        assert!(counts.lapses >= self.counts.lapses);
-        assert!(counts.bus_restarts >= self.counts.bus_restarts);
         self.counts = counts;
         let waits = 1 + self.now.as_nanos() / RETRY_MIN.as_nanos();
         let requests_max = REQUESTS_PER_WAIT * (waits + self.rebinds);

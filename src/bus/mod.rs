@@ -156,7 +156,7 @@ pub enum CopyDrop {
     WouldBlock,
     /// The kernel had no memory or no room in the card's queue.
     NoBuffer,
-    /// No way there.
+    /// No way there, or over UDP: no host that took the copy before.
     Unreachable,
     /// Nobody listens there, or over UDP: nobody did when the copy before came there.
     Refused,

@@ -11,7 +11,8 @@
 //!
 //! That a UDP port is nobody's shows only after a copy was sent there, and counted so. As with a
 //! connected socket (udp(7)) the next copy pays for it: it is dropped as refused, and the one
-//! after it tries again.
+//! after it tries again. So it is with a host that is gone, as unreachable: but of that the kernel
+//! tells seconds later, of all copies together that waited till then, and one pays for them all.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -56,8 +57,8 @@ struct Peer {
     address: SockAddr,
     way: Way,
     departure: Departure,
-    /// Whether a copy was refused there, for which the next one is dropped.
-    is_refused: bool,
+    /// Why a copy that was sent did not arrive, for which the next one is dropped.
+    refused: Option<CopyDrop>,
 }
 
 /// How the datagrams of a batch that are for one subscriber leave.
@@ -179,7 +180,7 @@ impl Ways {
                 && (is_beside(index + 1) || is_beside(index.wrapping_sub(1)));
             let company = has_company.then_some(copy.subscriber);
             // Where one was refused it is not the next one's turn yet.
-            Some((socket.as_raw_fd(), company, peer.is_refused))
+            Some((socket.as_raw_fd(), company, peer.refused))
         };
         let mut calls = copies.iter().enumerate().take(SEND_BATCH_MAX).map(call);
         let first = calls.next();
@@ -191,23 +192,22 @@ impl Ways {
         (departure, copies.get(..length).unwrap_or(copies))
     }
 
-    /// Whether a copy is to be dropped because the one before it was refused, which is forgotten
-    /// by that.
+    /// Why a copy is to be dropped, if the one before it was refused, which is forgotten by that.
     #[inline]
-    fn take_refused(&mut self, copy: &FrameCopy) -> bool {
-        self.refused > 0 && self.forget_refused(copy)
+    fn take_refused(&mut self, copy: &FrameCopy) -> Option<CopyDrop> {
+        if self.refused == 0 {
+            return None;
+        }
+        self.forget_refused(copy)
     }
 
     #[cold]
-    fn forget_refused(&mut self, copy: &FrameCopy) -> bool {
-        match self.peers.get_mut(copy.subscriber.index()) {
-            Some(Some(peer)) if peer.is_refused && copy.is_sendable => {
-                peer.is_refused = false;
-                self.refused -= 1;
-                true
-            }
-            _ => false,
-        }
+    fn forget_refused(&mut self, copy: &FrameCopy) -> Option<CopyDrop> {
+        let place = self.peers.get_mut(copy.subscriber.index());
+        let peer = place?.as_mut().filter(|_| copy.is_sendable)?;
+        let reason = peer.refused.take()?;
+        self.refused -= 1;
+        Some(reason)
     }
 
     /// Notes where copies were refused. Of those who share an address nobody has any of them.
@@ -222,15 +222,16 @@ impl Ways {
             self.by_address = by_address.collect();
             self.by_address.sort_unstable();
         }
-        for Refusal { to, .. } in refusals {
+        for Refusal { to, number, .. } in refusals {
+            let reason = reason(&io::Error::from_raw_os_error(number));
             let start = self
                 .by_address
                 .partition_point(|(address, _)| *address < to);
             let there = self.by_address.iter().skip(start);
             for (_, index) in there.take_while(|(address, _)| *address == to) {
                 if let Some(Some(peer)) = self.peers.get_mut(*index) {
-                    self.refused += usize::from(!peer.is_refused);
-                    peer.is_refused = true;
+                    self.refused += usize::from(peer.refused.is_none());
+                    peer.refused = Some(reason);
                 }
             }
         }
@@ -367,7 +368,7 @@ impl Egress {
         self.ways.refused = peers
             .iter()
             .flatten()
-            .filter(|peer| peer.is_refused)
+            .filter(|peer| peer.refused.is_some())
             .count();
         self.ways.by_address.clear();
         self.ways.peers = peers;
@@ -390,7 +391,7 @@ impl Egress {
             address: to_sockaddr(address)?,
             way,
             departure,
-            is_refused: false,
+            refused: None,
         })
     }
 
@@ -426,8 +427,8 @@ impl Egress {
             };
             let mut rest = copies.as_slice();
             while let Some((first, others)) = rest.split_first() {
-                if self.ways.take_refused(first) {
-                    drop(first, CopyDrop::Refused, ledger);
+                if let Some(reason) = self.ways.take_refused(first) {
+                    drop(first, reason, ledger);
                     rest = others;
                     continue;
                 }

@@ -98,14 +98,16 @@ pub struct Outgoing<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NoSegments;
 
-/// The network says, in the name of a host, that a datagram sent there found no socket. Whoever
-/// knows how that datagram began may have forged it.
+/// The network says that a datagram sent to a host found no socket there, or no host. Whoever knows
+/// how that datagram began may have forged it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refusal {
     /// Where the datagram went.
     pub to: SocketAddr,
     /// Its first bytes, as quoted.
     pub quote: [u8; STAMP_HEAD_BYTES],
+    /// The error that it is to a connected socket: `ECONNREFUSED`, `EHOSTUNREACH`, `ENETUNREACH`.
+    pub number: i32,
 }
 
 /// The kernel's account of a socket.

@@ -13,11 +13,18 @@ use std::process::{Command, Output, Stdio};
 
 use hailmary::confine::{Confinement, Fence, Hold, Mode, Needs, confine};
 use hailmary::net::listener::ListenAddress;
-use rustix::process::Signal;
+use rustix::io::Errno;
+use rustix::net::addr::SocketAddrArg;
+use rustix::net::{MMsgHdr, SendAncillaryBuffer, SendFlags, sendmmsg};
+use rustix::process::{
+    Signal, getpriority_pgrp, getpriority_process, getpriority_user, setpriority_pgrp,
+    setpriority_process, setpriority_user,
+};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 use serde_json::Value;
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::support::evidence::{figure, tell};
 use crate::support::{Configured, Serving, hailmary, value};
 
 /// Set for a test inside of its own process: the directory that it may work in.
@@ -76,13 +83,34 @@ fn every_thread_of_a_bus_is_confined_without_being_told_to() {
     assert_eq!(told["capabilities"], "enforced");
     assert_eq!(told["seccomp"], "enforced");
     let page = bus.get("/metrics");
+    let mut whole = 0;
     for fence in Fence::ALL.map(Fence::label) {
         let is_whole = u64::from(told[fence] == "enforced");
         assert_eq!(
             value(&page, &format!("confined{{fence=\"{fence}\"}}")),
             is_whole
         );
+        whole += is_whole;
     }
+    let held = |thread: &BTreeMap<String, String>| {
+        let sets = u64::from_str_radix(&thread["CapPrm"], 16);
+        u64::from(sets.unwrap().count_ones())
+    };
+    tell(
+        "taken_over",
+        "somebody else has a bus do what they like",
+        "it has no capability, makes no call that no bus makes, and gets at no files but those \
+         beside its configuration and its sockets",
+        &[
+            figure("confined", threads.len(), "threads"),
+            figure(
+                "held",
+                threads.iter().map(held).sum::<u64>(),
+                "capabilities",
+            ),
+            figure("in force of three", whole, "fences"),
+        ],
+    );
 }
 
 #[test]
@@ -185,6 +213,7 @@ fn what_a_bus_has_no_use_for_is_refused_and_what_it_needs_is_not() {
 
     refuses_calls(&directory);
     refuses_fast_open(&early, server.local_addr().unwrap());
+    refuses_priorities_of_others();
     let [_, _, (_, landlock)] = confinement.holds().collect::<Vec<_>>()[..] else {
         panic!("there are three fences")
     };
@@ -225,17 +254,47 @@ fn refuses_calls(directory: &Path) {
     assert_refused(fs::rename(own.join("bus.toml"), own.join("b")), UNKNOWN);
     assert_refused(fs::create_dir(own.join("new")), UNKNOWN);
     let signal = rustix::process::kill_process(rustix::process::getpid(), Signal::CHILD);
-    assert_eq!(signal, Err(rustix::io::Errno::NOSYS));
+    assert_eq!(signal, Err(Errno::NOSYS));
 }
 
 /// A connection that begins with its first data, by each call that sends.
 fn refuses_fast_open(socket: &Socket, to: SocketAddr) {
+    let data = [io::IoSlice::new(b"x")];
+    let (mut none, any) = (SendAncillaryBuffer::default(), to.as_any());
+    let mut messages = [MMsgHdr::new_with_addr(&any, &data, &mut none)];
+    let flags = SendFlags::from_bits_retain(libc::MSG_FASTOPEN.cast_unsigned());
+    assert_eq!(sendmmsg(socket, &mut messages, flags), Err(Errno::NOSYS));
     let to = to.into();
     let sent = socket.send_to_with_flags(b"x", &to, libc::MSG_FASTOPEN);
     assert_refused(sent, libc::ENOSYS);
-    let data = [io::IoSlice::new(b"x")];
     let message = socket2::MsgHdr::new().with_addr(&to).with_buffers(&data);
     assert_refused(socket.sendmsg(&message, libc::MSG_FASTOPEN), libc::ENOSYS);
+}
+
+/// Of a process by its number, though it be this one, of a group and of a user. That of the calling
+/// thread is its own.
+fn refuses_priorities_of_others() {
+    let before = getpriority_process(None).unwrap();
+    let own = Some(rustix::process::getpid());
+    let user = rustix::process::Uid::ROOT;
+    for set in [
+        setpriority_process(own, before),
+        setpriority_pgrp(None, before),
+        setpriority_user(user, before),
+    ] {
+        assert_eq!(set, Err(Errno::NOSYS));
+    }
+    for asked in [
+        getpriority_process(own),
+        getpriority_pgrp(None),
+        getpriority_user(user),
+    ] {
+        assert_eq!(asked, Err(Errno::NOSYS));
+    }
+    // No lower than that goes for one that has given way wholly.
+    let lower = (before + 1).min(19);
+    setpriority_process(None, lower).unwrap();
+    assert_eq!(getpriority_process(None), Ok(lower));
 }
 
 /// By Landlock.

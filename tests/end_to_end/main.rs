@@ -30,6 +30,7 @@ mod logs;
 mod losses;
 mod order;
 mod overload;
+mod panics;
 #[cfg(target_os = "linux")]
 mod prometheus;
 mod proof;
@@ -43,6 +44,8 @@ mod samples;
 mod scrapes;
 #[cfg(target_os = "linux")]
 mod segments;
+#[cfg(target_os = "linux")]
+mod send_buffers;
 #[path = "../support/mod.rs"]
 mod support;
 mod topics;

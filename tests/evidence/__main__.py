@@ -67,6 +67,7 @@ class Done:
 ISOLATION: Command = ["python3", "benches/record/isolation.py", "--program", PROGRAM]
 SOAK: Command = ["python3", "benches/record/soak.py", "--program", PROGRAM]
 END_TO_END: Command = ["cargo", "test", "--release", "--test", "end_to_end"]
+PYTHON: Command = ["env", "HAILMARY_EXAMPLES=3000", "cargo", "test", "--release", "--test", "python"]
 SIMULATOR: Command = ["env", "HAILMARY_SIM_SEEDS=100000", "cargo", "test", "--release", "--test", "sim", "seeds"]
 # With full numbers, and one after the other: none is to be measured amid the others' floods.
 FAULTS: Command = ["env", "HAILMARY_FAULTS_LONG=1", *END_TO_END, "faults::", "--"]
@@ -79,7 +80,16 @@ RUNS = {
         [FAULTS_PLACE],
     ),
     "sim": Run("the simulator, 100,000 histories, some minutes", [SIMULATOR], ["tests/sim"]),
-    "fuzz": Run("fuzzing, an hour", [["fuzz/run", "--seconds", "400"]], ["fuzz/run"]),
+    "fuzz": Run(
+        "fuzzing, an hour",
+        [["fuzz/run", "--seconds", "400"], PYTHON],
+        ["fuzz/run", "clients/python/tests/test_fuzz_receive.py"],
+    ),
+    "confined": Run(
+        "what a bus that is taken over may still do, seconds",
+        [[*END_TO_END, "confined::"]],
+        ["tests/end_to_end/confined.rs"],
+    ),
     "counts": Run("dependencies, and unsafe code, seconds", [["python3", ".ci/counts.py"]], [".ci/counts.py"]),
     "sanitizers": Run(
         "the tests under sanitizers, half an hour",

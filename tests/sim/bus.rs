@@ -182,6 +182,11 @@ impl Bus {
         !self.workers[worker].buffer.is_empty()
     }
 
+    /// Whether messages wait for the one with the registrar.
+    pub fn has_passed_on(&self) -> bool {
+        !self.passed_on.is_empty()
+    }
+
     /// How many data threads there are.
     pub fn workers(&self) -> usize {
         self.workers.len()
@@ -358,13 +363,15 @@ impl Bus {
         &self.totals.counts
     }
 
-    /// Ends it, and says how many bytes of the heap it held. What waits in buffers is the kernel's.
-    pub fn end(mut self) -> u64 {
-        for worker in &mut self.workers {
-            worker.buffer = VecDeque::new();
+    /// Ends it, and says what it held. What waits in buffers is the kernel's.
+    pub fn end(self) -> Held {
+        let mut held = Held::default();
+        for worker in self.workers {
+            held.to_forward += freed(worker.forwarder);
+            held.to_know += freed((worker.publishers, worker.ledger, worker.overload));
         }
-        let freed = measure(move || drop(self)).bytes_current;
-        freed.unsigned_abs()
+        held.to_know += freed((self.directory, self.registrar));
+        held
     }
 
     /// What data threads heard of a publisher.
@@ -372,6 +379,20 @@ impl Bus {
         let workers = self.workers.iter();
         workers.filter_map(move |worker| worker.publishers.get(sender))
     }
+}
+
+/// What a bus holds, in bytes of the heap.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Held {
+    /// What its data threads forward with: frames and routes.
+    pub to_forward: u64,
+    /// What it knows of others: subscribers, publishers, counts.
+    pub to_know: u64,
+}
+
+fn freed(what: impl Sized) -> u64 {
+    let freed = measure(move || drop(what)).bytes_current;
+    freed.unsigned_abs()
 }
 
 fn take(

@@ -46,7 +46,13 @@ pub enum Mishap {
     SubscriberStops,
     SubscriberLeaves,
     WallClockJumps,
+    /// A bus's own clock, which never goes back, leaps ahead, as where its machine stood still.
+    ClockLeaps,
     LeaseStorm,
+    /// One host asks far more often than it is answered.
+    LeaseFlood,
+    /// The data thread with the registrar stands still for a while, and the others go on.
+    RegistrarStalls,
     Reload,
     Hostile,
     /// Many events at once, more than the buffers hold.
@@ -54,7 +60,7 @@ pub enum Mishap {
 }
 
 /// All of them.
-pub const ALL: [Mishap; 16] = [
+pub const ALL: [Mishap; 19] = [
     Mishap::Partition,
     Mishap::BusRestarts,
     Mishap::BusStops,
@@ -67,7 +73,10 @@ pub const ALL: [Mishap; 16] = [
     Mishap::SubscriberStops,
     Mishap::SubscriberLeaves,
     Mishap::WallClockJumps,
+    Mishap::ClockLeaps,
     Mishap::LeaseStorm,
+    Mishap::LeaseFlood,
+    Mishap::RegistrarStalls,
     Mishap::Reload,
     Mishap::Hostile,
     Mishap::Burst,

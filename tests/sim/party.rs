@@ -78,15 +78,30 @@ impl<'a> Party<'a> {
             });
         };
         let mut taken: Vec<_> = self.taken.iter().map(|taken| taken.iter()).collect();
-        for (due, member) in self.due.iter_mut().zip(chosen) {
-            due.taken_by = member;
+        for (due, member) in self.due.iter().zip(&chosen) {
             if let Some(taken) = member.and_then(|member| taken[member].next()) {
                 check_weight(level, due.weight, taken.share, taken.told)?;
                 let (_, most) = &mut hops[taken.copy];
-                *most = due.hops.max(*most);
+                *most = self.hops_of(due, taken).max(*most);
             }
         }
+        for (due, member) in self.due.iter_mut().zip(chosen) {
+            due.taken_by = member;
+        }
         Ok(())
+    }
+
+    /// How many buses the event that a member got has passed, given one that it may have been: an
+    /// equal one that was due may have come by a longer way, and nobody can tell which it was.
+    fn hops_of(&self, due: &Due<'_>, taken: &Taken<'_>) -> u32 {
+        if due.hops >= taken.hops {
+            return due.hops;
+        }
+        let equal = self.due.iter().filter(|due| due.slice == taken.slice);
+        let hops = equal.map(|due| due.hops);
+        hops.filter(|hops| *hops <= taken.hops)
+            .max()
+            .unwrap_or(due.hops)
     }
 
     /// Whether several members got some.

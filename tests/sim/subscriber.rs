@@ -56,7 +56,7 @@ pub struct Subscriber {
     /// The last number of each maker, topic and way.
     last: BTreeMap<(u64, String, u32), u64>,
     pub probes: BTreeMap<Name, u32>,
-    /// Whether nothing happened to it or its bus that ends a flow.
+    /// Whether nothing happened to it or its bus that ends a flow, or lets it seem to have ended.
     pub is_steady: bool,
 }
 

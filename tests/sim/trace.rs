@@ -6,14 +6,11 @@ use std::net::{IpAddr, SocketAddr};
 use super::clock::Nanos;
 use super::rng::mix;
 
-/// Lines kept of a history that is told.
-const LINES_MAX: usize = 60;
-
 /// Whether the last events are kept as text: a failing seed is run once more for that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Telling {
     Silent,
-    Told,
+    Told { lines_max: usize },
 }
 
 /// A history's fingerprint, its length, and its end.
@@ -43,8 +40,8 @@ impl Trace {
         for fact in facts {
             self.add(*fact);
         }
-        if self.telling == Telling::Told {
-            if self.lines.len() == LINES_MAX {
+        if let Telling::Told { lines_max } = self.telling {
+            if self.lines.len() >= lines_max {
                 self.lines.pop_front();
             }
             let seconds = at as f64 / 1e9;

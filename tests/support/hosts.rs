@@ -76,6 +76,16 @@ pub fn tc(arguments: &str) {
     sh(&mut Command::new("sh"), &format!("tc {arguments}"));
 }
 
+/// What this host has counted by this name of a protocol (proc_pid_net(5)).
+pub fn counted(protocol: &str, name: &str) -> u64 {
+    let counts = std::fs::read_to_string("/proc/self/net/snmp").unwrap();
+    let rows = counts.lines().filter_map(|line| line.split_once(": "));
+    let mut rows = rows.filter(|(of, _)| *of == protocol);
+    let [names, values] = [(); 2].map(|()| rows.next().unwrap().1.split(' '));
+    let (_, value) = names.zip(values).find(|(of, _)| *of == name).unwrap();
+    value.parse().unwrap()
+}
+
 fn sh(command: &mut Command, script: &str) {
     let status = command.args(["-c", script]).status();
     assert!(status.unwrap().success(), "{command:?}");

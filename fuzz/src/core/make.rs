@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use hailmary::bus::access::{Access, Effect, Rule, Rules};
+use hailmary::bus::access::Effect;
 use hailmary::bus::address::{Address, Credentials, Source};
 use hailmary::bus::leases::LeaseLimits;
 use hailmary::bus::policies::{Priority, TopicPolicy};
@@ -17,6 +17,7 @@ use prost::Message;
 
 use super::UNIX_NANO;
 use super::model::Model;
+use super::rules::{Deed, Plain, Written};
 use crate::tape::Tape;
 
 const fn ip(a: u8, b: u8, c: u8, d: u8, port: u16) -> Source<'static> {
@@ -28,27 +29,53 @@ const fn ipv6(last: u16, port: u16) -> Source<'static> {
     Source::Ip(SocketAddr::new(IpAddr::V6(address), port))
 }
 
-const fn unix(path: &[u8], uid: Option<u32>) -> Source<'_> {
-    let credentials = match uid {
-        Some(uid) => Some(Credentials { uid, gid: uid }),
+const fn unix(path: &[u8], user: Option<(u32, u32)>) -> Source<'_> {
+    let credentials = match user {
+        Some((uid, gid)) => Some(Credentials { uid, gid }),
         None => None,
     };
     Source::Unix { path, credentials }
 }
 
-/// Hosts with several ports, networks with several hosts, and this host's sockets.
-pub(super) const SOURCES: [Source<'static>; 10] = [
+/// A host with more ports than it may have leases, hosts of one network and of others, and this
+/// host's sockets: known by user and group, unknown, and without an address.
+pub(super) const SOURCES: [Source<'static>; 16] = [
     ip(127, 0, 0, 1, 1_000),
     ip(127, 0, 0, 1, 1_001),
+    ip(127, 0, 0, 1, 1_002),
+    ip(127, 0, 0, 1, 1_003),
+    ip(127, 0, 0, 1, 1_004),
     ip(10, 0, 0, 1, 1_000),
     ip(10, 0, 0, 2, 1_000),
+    ip(192, 0, 2, 1, 1_000),
     ipv6(1, 9),
     ipv6(2, 9),
     unix(b"/run/one", None),
-    unix(b"/run/one", Some(7)),
-    unix(b"\0abstract", Some(8)),
-    unix(b"", Some(7)),
+    unix(b"/run/one", Some((7, 70))),
+    unix(b"\0abstract", Some((8, 70))),
+    unix(b"/run/two", Some((70, 7))),
+    unix(b"/run/three", None),
+    unix(b"", Some((7, 70))),
 ];
+
+/// Whom rules speak of.
+const FROM: [&str; 12] = [
+    "10.0.0.0/8",
+    "10.0.0.1",
+    "127.0.0.1",
+    "::1",
+    "2001:db8::2/127",
+    "2001:db8::/32",
+    "0.0.0.0/0",
+    "::/0",
+    "uid:7",
+    "gid:70",
+    "gid:7",
+    "uid:8",
+];
+
+/// Patterns of rules, everything most of all.
+const COVERED: [&str; 6] = [">", ">", ">", "a.>", "a.b", "*"];
 
 const TOPICS: [&str; 8] = [
     "a",
@@ -71,24 +98,32 @@ const KEYS: [&[u8]; 4] = [b"", b"k", b"key", b"\xff\0"];
 /// Ethernet packet's, the largest datagram's.
 const PAYLOAD_BYTES: [usize; 8] = [0, 3, 450, 500, 1_350, 1_500, 40_000, 65_000];
 
-fn rules(tape: &mut Tape<'_>) -> Rules {
-    let from = |text: &str| text.parse().expect("a source");
-    let rule = |from, topics: &str, effect| Rule {
+/// Mostly everybody may, but for a few.
+fn deed(tape: &mut Tape<'_>) -> Deed {
+    let all = |from| Written {
         from,
-        topics: vec![topics.to_owned()],
-        effect,
+        topics: ">",
+        effect: Effect::Allow,
     };
-    let all = || vec![from("0.0.0.0/0"), from("::/0")];
-    let mut rules = vec![rule(all(), ">", Effect::Allow)];
-    match tape.below(8) {
-        0 => rules.push(rule(vec![from("10.0.0.0/8")], ">", Effect::Deny)),
-        1 => rules.push(rule(vec![from("uid:7")], ">", Effect::Deny)),
-        2 => rules = vec![rule(all(), "a.>", Effect::Allow)],
-        3 => rules.push(rule(all(), "a.b", Effect::Deny)),
-        4 => rules.clear(),
-        _ => {}
+    let mut rules = match tape.below(4) {
+        0..=2 => vec![all("0.0.0.0/0"), all("::/0")],
+        _ => Vec::new(),
+    };
+    for _ in 0..tape.below(4) {
+        rules.push(Written {
+            from: FROM[tape.below(FROM.len())],
+            topics: COVERED[tape.below(COVERED.len())],
+            effect: *tape.pick(&[Effect::Allow, Effect::Deny]),
+        });
     }
-    Rules(rules)
+    Deed(rules)
+}
+
+pub(super) fn plain(tape: &mut Tape<'_>) -> Plain {
+    Plain {
+        publish: deed(tape),
+        subscribe: deed(tape),
+    }
 }
 
 fn terms(tape: &mut Tape<'_>) -> Terms {
@@ -130,12 +165,9 @@ fn policies(tape: &mut Tape<'_>) -> Vec<TopicPolicy> {
     (0..tape.below(3)).map(|_| one(tape)).collect()
 }
 
-pub(super) fn settings(tape: &mut Tape<'_>) -> Settings {
+pub(super) fn settings(tape: &mut Tape<'_>, plain: &Plain) -> Settings {
     Settings {
-        access: Access {
-            publish: rules(tape),
-            subscribe: rules(tape),
-        },
+        access: plain.to_access(),
         own_sources: tape
             .one_in(4)
             .then(|| SOURCES[1].to_address())
@@ -241,6 +273,37 @@ pub(super) fn subscribe(tape: &mut Tape<'_>, source: usize, model: &Model) -> Ve
         nonce,
     };
     request(tape, Control::Subscribe(subscribe))
+}
+
+/// As a subscriber asks: with what it was last sent, and in as many bytes as a bus wants. Each has
+/// a nonce of its own.
+pub(super) fn plain_subscribe(cookie: Vec<u8>, source: usize, lease_ms: u32) -> Vec<u8> {
+    framed(Control::Subscribe(Subscribe {
+        topics: vec![">".to_owned()],
+        lease_ms,
+        cookie,
+        nonce: nonce(source),
+        ..Subscribe::default()
+    }))
+}
+
+/// As a subscriber leaves.
+pub(super) fn plain_unsubscribe(cookie: Vec<u8>, source: usize) -> Vec<u8> {
+    let nonce = nonce(source);
+    framed(Control::Unsubscribe(Unsubscribe { cookie, nonce }))
+}
+
+fn nonce(source: usize) -> u64 {
+    1 + source as u64
+}
+
+fn framed(control: Control) -> Vec<u8> {
+    let mut frame = Frame {
+        control: Some(control),
+        ..Frame::default()
+    };
+    pad(&mut frame, UNPROVEN_REQUEST_BYTES_MIN);
+    frame.encode_to_vec()
 }
 
 pub(super) fn unsubscribe(tape: &mut Tape<'_>, source: usize, model: &Model) -> Vec<u8> {

@@ -1,16 +1,18 @@
 //! The core as its event loop drives it: datagrams of every kind from every source, times, reloads
 //! and overload in, copies and answers out, for one data thread or two. At the end of every turn
-//! the laws of the books are checked, and with every copy and answer what a stranger may be sent:
-//! see [`model`].
+//! the laws of the books are checked; with every answer, what was to be answered ([`model`]); with
+//! every frame and copy, who may publish what and who is to get it ([`rules`], [`published`]).
 
 mod make;
 mod model;
+mod published;
+mod rules;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hailmary::bus::address::{Address, Source};
+use hailmary::bus::address::Source;
 use hailmary::bus::leases::LeaseEvent;
 use hailmary::bus::overload::Level;
 use hailmary::bus::publishers::{Heard, Publishers};
@@ -24,10 +26,18 @@ use hailmary_proto::v1::Stamp;
 
 use crate::tape::Tape;
 use make::SOURCES;
-use model::Model;
+use model::{Model, Request};
+use published::{Fates, Got, Intake, Published};
+use rules::Plain;
+
+pub use model::Reached;
 
 /// Steps of one input.
 const STEPS_MAX: usize = 200;
+
+/// Cookies of one input that are forged in each place: so few that the bus never finds that its
+/// strangers ask too often, which the model does not know of.
+const FORGED_MAX: usize = 8;
 
 /// Bytes that the core holds at once, for inputs of at most so many steps: two data threads with
 /// their tables of topics seen, frames of several subscribers up to what is pending at most, and
@@ -39,23 +49,30 @@ const UNIX_NANO: u64 = 1_700_000_000_000_000_000;
 
 /// See the module.
 pub fn run(data: &[u8]) {
-    crate::within(BYTES_MAX, || drive(data));
+    reach(data);
 }
 
-fn drive(data: &[u8]) {
+/// What an input brought about, so that it can be told whether inputs bring about anything.
+pub fn reach(data: &[u8]) -> Reached {
+    crate::within(BYTES_MAX, || drive(data))
+}
+
+fn drive(data: &[u8]) -> Reached {
     let mut tape = Tape::new(data);
-    let settings = make::settings(&mut tape);
-    let mut world = World::open(settings, 1 + tape.below(2));
+    let plain = make::plain(&mut tape);
+    let settings = make::settings(&mut tape, &plain);
+    let mut world = World::open(plain, settings, 1 + tape.below(2));
     for _ in 0..STEPS_MAX {
         if tape.is_at_end() {
             break;
         }
         world.step(&mut tape);
     }
-    world.end();
+    world.end()
 }
 
 struct World {
+    plain: Plain,
     settings: Settings,
     directory: Directory,
     registrar: Registrar,
@@ -66,7 +83,12 @@ struct World {
     now: Duration,
     is_in_turn: bool,
     /// Control messages under way, by worker: who sent them and how many bytes.
-    asked: Vec<VecDeque<(Address, usize)>>,
+    asked: Vec<VecDeque<(Source<'static>, usize)>>,
+    /// Events under way, by worker.
+    published: Vec<Published>,
+    /// What is let go, by worker.
+    levels: Vec<Level>,
+    forged: usize,
     /// Which copies the kernel refuses, by bit.
     refused: u8,
     decoder: Decoder,
@@ -74,7 +96,7 @@ struct World {
 }
 
 impl World {
-    fn open(settings: Settings, workers: usize) -> Self {
+    fn open(plain: Plain, settings: Settings, workers: usize) -> Self {
         let mut counter = 0_u8;
         let random = move || {
             counter = counter.wrapping_add(1);
@@ -84,6 +106,7 @@ impl World {
         let parts = open(&settings, workers, now, Box::new(random));
         Self {
             model: Model::new(parts.registrar.bus(), &settings),
+            plain,
             settings,
             directory: parts.directory,
             registrar: parts.registrar,
@@ -94,21 +117,26 @@ impl World {
             now,
             is_in_turn: false,
             asked: vec![VecDeque::new(); workers],
+            published: vec![Published::default(); workers],
+            levels: vec![Level::default(); workers],
+            forged: 0,
             refused: 0,
             decoder: Decoder::new(),
         }
     }
 
     fn step(&mut self, tape: &mut Tape<'_>) {
-        match tape.below(16) {
+        match tape.below(20) {
             0 => {
                 self.end_turn();
                 self.now += tape.pause();
+                self.time_out();
             }
             1 => self.end_turn(),
             2 => {
                 self.end_turn();
-                self.settings = make::settings(tape);
+                self.plain = make::plain(tape);
+                self.settings = make::settings(tape, &self.plain);
                 self.reconfigure();
             }
             3 => {
@@ -116,6 +144,7 @@ impl World {
                 let level = Level::new(tape.byte().into());
                 let worker = tape.below(self.workers.len());
                 self.workers[worker].0.set_level(level);
+                self.levels[worker] = level;
             }
             4 => self.refused = tape.byte(),
             5..=6 => {
@@ -126,6 +155,23 @@ impl World {
                 let datagram = make::events(tape);
                 self.hand(tape, &datagram);
             }
+            16 => {
+                let (source, lease_ms) = self.lease(tape);
+                self.ask(source, make::plain_subscribe(Vec::new(), source, lease_ms));
+                let cookie = self.cookie(source);
+                self.ask(source, make::plain_subscribe(cookie, source, lease_ms));
+            }
+            17 => {
+                let (source, lease_ms) = self.lease(tape);
+                let cookie = self.cookie(source);
+                self.ask(source, make::plain_subscribe(cookie, source, lease_ms));
+            }
+            18 => {
+                let source = tape.below(SOURCES.len());
+                let cookie = self.cookie(source);
+                self.ask(source, make::plain_unsubscribe(cookie, source));
+            }
+            19 => self.forge(tape),
             other => {
                 let source = tape.below(SOURCES.len());
                 let control = match other {
@@ -143,6 +189,49 @@ impl World {
         }
     }
 
+    /// Who asks, and for how long.
+    fn lease(&mut self, tape: &mut Tape<'_>) -> (usize, u32) {
+        (tape.below(SOURCES.len()), *tape.pick(&[0, 2_000, 60_000]))
+    }
+
+    /// What a source was last sent.
+    fn cookie(&self, source: usize) -> Vec<u8> {
+        self.model.cookie(&SOURCES[source].to_address(), 0).0
+    }
+
+    /// A request, alone in its turn.
+    fn ask(&mut self, source: usize, request: Vec<u8>) {
+        self.end_turn();
+        self.receive(0, SOURCES[source], &request);
+        self.end_turn();
+    }
+
+    /// What a source was last sent, with another bit in one place after the other, without its
+    /// end, and with more behind it: no such cookie proves anything.
+    fn forge(&mut self, tape: &mut Tape<'_>) {
+        let (source, lease_ms) = self.lease(tape);
+        let (bit, is_leaving) = (tape.below(8), tape.one_in(2));
+        let cookie = self.cookie(source);
+        if self.forged == FORGED_MAX || cookie.is_empty() {
+            return;
+        }
+        self.forged += 1;
+        let flipped = (0..cookie.len()).map(|place| {
+            let mut cookie = cookie.clone();
+            cookie[place] ^= 1 << bit;
+            cookie
+        });
+        let cut = cookie[..cookie.len() - 1].to_vec();
+        let long = [&cookie[..], &[0]].concat();
+        for cookie in flipped.chain([cut, long]) {
+            let request = match is_leaving {
+                true => make::plain_unsubscribe(cookie, source),
+                false => make::plain_subscribe(cookie, source, lease_ms),
+            };
+            self.ask(source, request);
+        }
+    }
+
     fn hand(&mut self, tape: &mut Tape<'_>, datagram: &[u8]) {
         let worker = tape.below(self.workers.len());
         let source = *tape.pick(&SOURCES);
@@ -157,8 +246,17 @@ impl World {
             }
         }
         let frame = self.decoder.decode(datagram);
-        let events = frame.as_ref().map(|frame| frame.events().len() as u64);
         let is_request = frame.as_ref().is_ok_and(|frame| frame.control().is_some());
+        let intake = Intake {
+            plain: &self.plain,
+            settings: &self.settings,
+            directory: &self.directory,
+            model: &self.model,
+        };
+        let mut expected = match &frame {
+            Ok(frame) => intake.expect(source, frame, &mut self.published[worker]),
+            Err(_) => Err(FrameDrop::Malformed),
+        };
         let arrival = Arrival {
             source,
             listener: 0,
@@ -166,25 +264,28 @@ impl World {
             unix_nano: UNIX_NANO,
         };
         self.ledger.count_frames(0, 1, datagram.len());
-        let before = self.ledger.events().events;
+        let before = Fates::of(self.ledger.events());
         let (forwarder, publishers) = &mut self.workers[worker];
         let tally = self.ledger.events();
         let result =
             forwarder.handle_datagram(&self.directory, publishers, arrival, datagram, tally);
-        let counted = tally.events - before;
+        let fates = Fates::of(tally).since(before);
+        if let Ok(expected) = &mut expected
+            && !self.settings.topic_policies.is_empty()
+        {
+            // Some may be let go before it is asked who wants them.
+            expected.matched = expected.matched.min(fates.matched);
+        }
+        assert_eq!(result.map(|()| fates), expected, "{source:?}");
         match result {
-            Ok(()) => {
-                assert_eq!(events.ok(), Some(counted));
-                if is_request {
-                    self.asked[worker].push_back((source.to_address(), datagram.len()));
-                }
-            }
+            Ok(()) if is_request => self.asked[worker].push_back((source, datagram.len())),
+            Ok(()) => {}
             Err(reason) => {
-                assert_eq!(counted, 0);
-                assert_eq!(events.is_err(), reason == FrameDrop::Malformed);
+                assert_eq!(fates, Fates::default());
                 self.ledger.count_dropped_frame(reason);
             }
         }
+        self.model.note_frame(result, fates);
         if self.workers[worker].0.is_full() {
             self.flush(worker);
         }
@@ -200,6 +301,7 @@ impl World {
             self.ledger.count_dropped_copy(series, events, reason);
         });
         let mut copies = Vec::new();
+        let mut got = Got::default();
         let mut number = 0;
         loop {
             forwarder.poll_copies(&self.directory, &mut copies, 5);
@@ -210,7 +312,8 @@ impl World {
                 let datagram = [copy.stamp(), forwarder.body(copy)].concat();
                 let frame = self.decoder.decode(&datagram).expect("copies are frames");
                 self.model
-                    .check_copy(&self.directory, copy, &datagram, &frame);
+                    .check_copy(self.now, &self.directory, copy, &datagram, &frame);
+                got.note(copy.subscriber, &frame);
                 let is_refused = self.refused >> (number % 8) & 1 == 1;
                 let reason = match (copy.is_sendable, is_refused) {
                     (false, _) => Some(CopyDrop::TooLarge),
@@ -233,6 +336,15 @@ impl World {
             }
         }
         forwarder.end_frames();
+        let intake = Intake {
+            plain: &self.plain,
+            settings: &self.settings,
+            directory: &self.directory,
+            model: &self.model,
+        };
+        let published = std::mem::take(&mut self.published[worker]);
+        let is_all_kept = self.levels[worker] == Level::default();
+        intake.check_got(&published, &got, is_all_kept);
     }
 
     fn end_turn(&mut self) {
@@ -242,9 +354,11 @@ impl World {
             }
             let messages: Vec<_> = self.workers[worker].0.controls().collect();
             for message in messages {
-                let (from, bytes) = self.asked[worker].pop_front().expect("it was sent");
+                let (source, bytes) = self.asked[worker].pop_front().expect("it was sent");
+                let from = source.to_address();
                 assert_eq!((&message.from, message.datagram_bytes), (&from, bytes));
-                self.act_on(message);
+                assert_eq!(message.peer, source.peer());
+                self.act_on(source, message);
             }
             assert!(self.asked[worker].is_empty(), "each reaches the registrar");
         }
@@ -253,7 +367,7 @@ impl World {
         self.check_books();
     }
 
-    fn act_on(&mut self, message: ControlMessage) {
+    fn act_on(&mut self, source: Source<'static>, message: ControlMessage) {
         let mut events = Vec::new();
         let (now, control) = (self.now, message.control.clone());
         let (from, bytes) = (message.from.clone(), message.datagram_bytes);
@@ -269,9 +383,14 @@ impl World {
             assert_eq!((answer.listener, &answer.to), (0, &from));
         }
         let answer = answer.map(|answer| answer.datagram);
-        let limits = self.settings.leases;
-        self.model
-            .check_answer(now, &limits, (&from, bytes), &control, &events, answer);
+        let request = Request {
+            now,
+            source,
+            bytes,
+            control: &control,
+        };
+        let decided = (&self.settings, &self.plain);
+        self.model.check_answer(decided, &request, &events, answer);
         self.note(&events);
     }
 
@@ -301,7 +420,8 @@ impl World {
         let changes = self
             .registrar
             .reconfigure(&self.settings, &mut self.directory, &mut events);
-        self.model.check_reconfigured(&changes, &events);
+        self.model
+            .check_reconfigured(&self.plain, &changes, &events);
         self.note(&events);
         self.model.follow(&self.directory, &self.settings);
         self.check_books();
@@ -317,12 +437,13 @@ impl World {
         self.ledger.hand_over(&self.mailbox);
         self.mailbox.take_into(&mut self.totals);
         model::check_laws(&self.totals.counts);
+        self.model.check_counts(&self.totals.counts);
         self.model.follow(&self.directory, &self.settings);
         self.model.check_directory(&self.directory);
     }
 
     /// When all leases are over, only the static subscribers are left.
-    fn end(mut self) {
+    fn end(mut self) -> Reached {
         self.end_turn();
         for (forwarder, publishers) in &mut self.workers {
             let seen = forwarder.topics_seen(self.now);
@@ -337,6 +458,7 @@ impl World {
         self.settings.subscribers.clear();
         self.reconfigure();
         assert_eq!(self.directory.subscribers().iter().count(), 0);
+        self.model.reached()
     }
 }
 

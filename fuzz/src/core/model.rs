@@ -6,28 +6,38 @@
 //!   at most once.
 //! - Copies are frames within bounds, of events that their subscriber asked for. Its stamps count
 //!   all that was sent and all that was not.
-//! - Leases stay within the settings' bounds, and end in time.
-//! - The books balance.
+//! - Each request is granted, renewed, refused, challenged or left unanswered as it must be, for
+//!   the one reason that it must be, by the rules of access and within the settings' bounds.
+//! - Leases end in time, and with the right to them.
+//! - The books balance, and tell of each of these and of each frame and event that was denied.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use hailmary::bus::address::{Address, Origin};
+use hailmary::bus::address::{Address, Origin, Source};
 use hailmary::bus::directory::Reconfigured;
 use hailmary::bus::leases::{LeaseEvent, LeaseLimits};
-use hailmary::bus::limits::{CHALLENGE_AGE_MAX, COOKIE_AGE_MAX, HOPS_MAX, LEASE_MS_MIN};
+use hailmary::bus::limits::{
+    CHALLENGE_AGE_MAX, COOKIE_AGE_MAX, FRAME_BYTES_MIN, HOPS_MAX, LEASE_MS_MIN, NAME_BYTES_MAX,
+};
 use hailmary::bus::sample::Weight;
 use hailmary::bus::subscribers::{SubscriberId, Tenure};
-use hailmary::bus::{Directory, FrameCopy, Settings};
-use hailmary::ledger::Counts;
+use hailmary::bus::{Directory, FrameCopy, FrameDrop, Settings, StaticSubscriber};
+use hailmary::ledger::{Counts, LeaseCounts};
 use hailmary_proto::decode::FrameView;
 use hailmary_proto::topic::check_topic;
-use hailmary_proto::v1::Frame;
 use hailmary_proto::v1::frame::Control;
+use hailmary_proto::v1::refusal::Reason;
+use hailmary_proto::v1::{Challenge, Frame, Pong, Refusal, Subscribe};
 use hailmary_proto::write::COOKIE_BYTES_MAX;
 use prost::Message;
 
+use super::published::Fates;
+use super::rules::Plain;
 use crate::naive;
+
+/// Bytes of a cookie: version, key id, time and code.
+const COOKIE_BYTES: usize = 1 + 1 + 8 + 8;
 
 /// A cookie that the bus sent somewhere.
 #[derive(Clone, Debug)]
@@ -37,11 +47,65 @@ struct Sent {
     at: Duration,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Lease {
     id: SubscriberId,
     nonce: u64,
     ends: Duration,
+    /// Who asked for it last.
+    holder: Source<'static>,
+    group: String,
+}
+
+/// A control message, and how it came.
+pub(super) struct Request<'a> {
+    pub(super) now: Duration,
+    pub(super) source: Source<'static>,
+    pub(super) bytes: usize,
+    pub(super) control: &'a Control,
+}
+
+/// What is to become of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    /// Nothing at all: it is no request, or there is nowhere to answer to.
+    Nothing,
+    Challenged,
+    Granted,
+    Renewed,
+    Released,
+    Refused(Reason),
+    Unanswered,
+    Pong,
+}
+
+/// What an input brought about: how often, and how far.
+#[derive(Clone, Debug, Default)]
+pub struct Reached {
+    /// Events that the books tell of, as they are to tell of them.
+    pub leases: LeaseCounts,
+    /// Leases that went on.
+    pub renewed: u64,
+    /// Leases that were given back.
+    pub released: u64,
+    /// Requests refused because there were as many leases as there may be.
+    pub full: u64,
+    /// The same of one origin.
+    pub full_of_origin: u64,
+    /// The most leases at once.
+    pub leases_max: usize,
+    /// The most origins with leases at once.
+    pub origins_max: usize,
+    /// Whole frames denied.
+    pub denied_frames: u64,
+    /// Events denied of frames that were used.
+    pub denied_events: u64,
+    /// Events that somebody wanted.
+    pub matched: u64,
+    /// Copies that were made for who has a lease.
+    pub copies: u64,
+    /// Frames dropped, by [`FrameDrop`].
+    pub dropped_frames: [u64; FrameDrop::ALL.len()],
 }
 
 /// What a subscriber's copies told it.
@@ -63,6 +127,7 @@ pub(super) struct Model {
     /// Names that settings have had, and the most names by lease that they permitted.
     static_names: HashSet<String>,
     leased_series_max: usize,
+    reached: Reached,
 }
 
 impl Model {
@@ -75,6 +140,7 @@ impl Model {
             told: HashMap::new(),
             static_names: HashSet::new(),
             leased_series_max: 0,
+            reached: Reached::default(),
         };
         model.note_settings(settings);
         model
@@ -107,8 +173,29 @@ impl Model {
         assert!(names <= names_max, "{names} series of {names_max}");
     }
 
+    /// Who has the lease of an address.
+    pub(super) fn holder(&self, address: &Address) -> Source<'static> {
+        self.leases.get(address).expect("it has a lease").holder
+    }
+
+    pub(super) fn note_frame(&mut self, result: Result<(), FrameDrop>, fates: Fates) {
+        if let Err(reason) = result {
+            self.reached.dropped_frames[reason as usize] += 1;
+        }
+        self.reached.denied_events += fates.not_allowed;
+        self.reached.matched += fates.matched;
+    }
+
+    pub(super) fn reached(self) -> Reached {
+        Reached {
+            denied_frames: self.reached.dropped_frames[FrameDrop::NotAllowed as usize],
+            ..self.reached
+        }
+    }
+
     pub(super) fn check_copy(
         &mut self,
+        now: Duration,
         directory: &Directory,
         copy: &FrameCopy,
         datagram: &[u8],
@@ -119,7 +206,11 @@ impl Model {
         let to = &subscriber.address;
         match subscriber.tenure {
             Tenure::Static => assert!(self.statics.contains(to), "{to} is not in the settings"),
-            Tenure::Lease(_) => assert!(self.leases.contains_key(to), "{to} has no lease"),
+            Tenure::Lease(_) => {
+                let lease = self.leases.get(to);
+                assert!(lease.is_some_and(|lease| lease.ends > now), "to {to}");
+                self.reached.copies += 1;
+            }
         }
         let is_within = datagram.len() <= subscriber.frame_bytes.max as usize;
         assert_eq!(copy.is_sendable, is_within);
@@ -128,8 +219,6 @@ impl Model {
         assert!(frame.control().is_none());
         for event in frame.events() {
             assert_eq!(check_topic(event.topic_bytes()), Ok(()));
-            let mut patterns = subscriber.topics.iter();
-            assert!(patterns.any(|pattern| naive::matches(pattern, event.topic())));
         }
         let stamp = frame.stamp().expect("copies have stamps");
         assert_eq!(stamp.sender, self.bus);
@@ -146,74 +235,225 @@ impl Model {
         told.sent += u64::from(copy.events);
     }
 
-    /// What became of a request of so many bytes from an address.
+    /// What became of a request.
     pub(super) fn check_answer(
         &mut self,
-        now: Duration,
-        limits: &LeaseLimits,
-        (from, bytes): (&Address, usize),
-        request: &Control,
+        decided: (&Settings, &Plain),
+        request: &Request<'_>,
         events: &[LeaseEvent],
         answer: Option<Vec<u8>>,
     ) {
-        assert!(events.len() <= 1, "{events:?}");
-        let proof = self.proof(now, from, request);
+        let expected = self.expect(decided, request);
         let frame = answer
             .as_deref()
             .map(|answer| Frame::decode(answer).expect("a frame"));
         let control = frame.and_then(|frame| frame.control);
         assert_eq!(answer.is_some(), control.is_some());
-        let is_leased = self.leases.contains_key(from);
-        match (events.first(), &control) {
-            (Some(LeaseEvent::Challenged), Some(Control::Challenge(challenge))) => {
-                self.note_cookie(now, from, &challenge.cookie, challenge.nonce);
+        assert!(events.len() <= 1, "{events:?}");
+        let event = events.first();
+        let outcome = match (event, &control) {
+            (Some(LeaseEvent::Challenged), Some(Control::Challenge(_))) => Outcome::Challenged,
+            (Some(LeaseEvent::Granted(_)), Some(Control::Lease(_))) => Outcome::Granted,
+            (Some(LeaseEvent::Renewed { .. }), Some(Control::Lease(_))) => Outcome::Renewed,
+            (Some(LeaseEvent::Released(_)), None) => Outcome::Released,
+            (Some(LeaseEvent::Refused(reason)), Some(Control::Refusal(refusal))) => {
+                assert_eq!(refusal.reason(), *reason);
+                Outcome::Refused(*reason)
+            }
+            (Some(LeaseEvent::Unanswered), None) => Outcome::Unanswered,
+            (None, Some(Control::Pong(_))) => Outcome::Pong,
+            (None, None) => Outcome::Nothing,
+            other => panic!("{other:?} to {:?}", request.control),
+        };
+        let told = (request.source, request.control);
+        match (outcome, expected) {
+            (Outcome::Nothing, Outcome::Pong) => assert!(is_short_for_pong(request), "{told:?}"),
+            _ => assert_eq!(outcome, expected, "to {told:?}"),
+        }
+        let is_lease = matches!(outcome, Outcome::Granted | Outcome::Renewed);
+        if let Some(answer) = answer.filter(|_| !is_lease && !self.is_proven(request)) {
+            let (long, bytes) = (answer.len(), request.bytes);
+            assert!(long <= bytes, "{long} bytes for {bytes}");
+        }
+        self.follow_event(decided, request, event, control.as_ref());
+        self.note_outcome(decided, outcome);
+    }
+
+    /// What is to become of a request.
+    fn expect(&self, decided: (&Settings, &Plain), request: &Request<'_>) -> Outcome {
+        if matches!(request.source, Source::Unix { path: b"", .. }) {
+            return Outcome::Nothing;
+        }
+        match request.control {
+            Control::Subscribe(subscribe) => self.expect_lease(decided, request, subscribe),
+            Control::Unsubscribe(unsubscribe) => {
+                let is_leased = self.leases.contains_key(&request.source.to_address());
+                if is_leased && self.is_proven(request) {
+                    return Outcome::Released;
+                }
+                fitting(
+                    request,
+                    Outcome::Refused(Reason::UnknownLease),
+                    unsubscribe.nonce,
+                )
+            }
+            Control::Ping(ping) => fitting(request, Outcome::Pong, ping.nonce),
+            _ => Outcome::Nothing,
+        }
+    }
+
+    fn expect_lease(
+        &self,
+        (settings, plain): (&Settings, &Plain),
+        request: &Request<'_>,
+        subscribe: &Subscribe,
+    ) -> Outcome {
+        if plain.subscribe.shuts_out(request.source) {
+            return match plain.is_untold(request.source) {
+                // Who it is shows as soon as it asks again.
+                true => Outcome::Unanswered,
+                false => {
+                    let refused = Outcome::Refused(Reason::NotAllowed);
+                    fitting(request, refused, subscribe.nonce)
+                }
+            };
+        }
+        if !self.is_proven(request) {
+            return fitting(request, Outcome::Challenged, subscribe.nonce);
+        }
+        if let Some(reason) = fault(subscribe, settings.leases.patterns_max) {
+            return Outcome::Refused(reason);
+        }
+        let lease = self.leases.get(&request.source.to_address());
+        let is_new_to_group = lease.is_none_or(|lease| lease.group != subscribe.group);
+        let limits = &settings.leases;
+        let is_full =
+            lease.is_none() && (self.is_full(limits) || self.is_origin_full(limits, request));
+        let is_group_full = is_new_to_group
+            && !subscribe.group.is_empty()
+            && self.members(settings, &subscribe.group) >= limits.group_members_max;
+        match lease {
+            _ if is_full || is_group_full => Outcome::Refused(Reason::Full),
+            Some(_) => Outcome::Renewed,
+            None => Outcome::Granted,
+        }
+    }
+
+    fn is_full(&self, limits: &LeaseLimits) -> bool {
+        self.leases.len() >= limits.leases_max
+    }
+
+    fn is_origin_full(&self, limits: &LeaseLimits, request: &Request<'_>) -> bool {
+        let origin = request.source.to_address().origin();
+        self.leases_of(origin) >= limits.leases_per_origin_max
+    }
+
+    fn members(&self, settings: &Settings, group: &str) -> usize {
+        let is_in = |one: &&StaticSubscriber| one.terms.group.as_deref() == Some(group);
+        let leases = self.leases.values();
+        settings.subscribers.iter().filter(is_in).count()
+            + leases.filter(|lease| lease.group == group).count()
+    }
+
+    /// Whether a request brings a cookie that the bus had sent there, with its nonce, and not too
+    /// long ago: with a lease it may be older. Times in cookies are of whole milliseconds.
+    fn is_proven(&self, request: &Request<'_>) -> bool {
+        let (cookie, nonce) = match request.control {
+            Control::Subscribe(subscribe) => (&subscribe.cookie, subscribe.nonce),
+            Control::Unsubscribe(unsubscribe) => (&unsubscribe.cookie, unsubscribe.nonce),
+            _ => return false,
+        };
+        let from = request.source.to_address();
+        let age_max = match self.leases.contains_key(&from) {
+            true => COOKIE_AGE_MAX,
+            false => CHALLENGE_AGE_MAX,
+        };
+        let of_ms = |at: Duration| Duration::new(at.as_secs(), at.subsec_millis() * 1_000_000);
+        let is_it = |sent: &Sent| {
+            let age = request.now - of_ms(sent.at);
+            sent.cookie == *cookie && sent.nonce == nonce && age <= age_max
+        };
+        self.cookies
+            .get(&from)
+            .is_some_and(|sent| sent.iter().any(is_it))
+    }
+
+    /// Changes what is known by what was said and done.
+    fn follow_event(
+        &mut self,
+        (settings, plain): (&Settings, &Plain),
+        request: &Request<'_>,
+        event: Option<&LeaseEvent>,
+        control: Option<&Control>,
+    ) {
+        let from = request.source.to_address();
+        match (event, control) {
+            (_, Some(Control::Challenge(challenge))) => {
+                assert_eq!(challenge.nonce, nonce(request.control));
+                self.note_cookie(request.now, &from, &challenge.cookie, challenge.nonce);
+            }
+            (_, Some(Control::Refusal(refusal))) => {
+                assert_eq!(refusal.nonce, nonce(request.control));
+            }
+            (_, Some(Control::Pong(pong))) => {
+                assert_eq!((pong.nonce, pong.bus), (nonce(request.control), self.bus));
+                // Who may not publish is told of no flow.
+                if plain.publish.shuts_out(request.source) {
+                    assert_eq!((pong.received, pong.lost), (0, 0));
+                }
             }
             (Some(LeaseEvent::Granted(id)), Some(Control::Lease(lease))) => {
-                assert!(!is_leased && proof.is_some_and(|age| age <= CHALLENGE_AGE_MAX));
                 self.told.remove(id);
-                self.note_lease(now, from, *id, lease);
-                assert!(self.leases.len() <= limits.leases_max);
-                assert!(self.leases_of(from.origin()) <= limits.leases_per_origin_max);
+                assert!(self.note_lease(settings, request, *id, lease).is_none());
             }
             (Some(LeaseEvent::Renewed { id, .. }), Some(Control::Lease(lease))) => {
-                assert!(is_leased && proof.is_some_and(|age| age <= COOKIE_AGE_MAX));
-                let before = self
-                    .note_lease(now, from, *id, lease)
-                    .expect("it was leased");
+                let before = self.note_lease(settings, request, *id, lease);
+                let before = before.expect("it was leased");
                 assert_eq!(before.id, *id);
                 if before.nonce != lease.nonce {
                     self.told.remove(id);
                 }
             }
-            (Some(LeaseEvent::Released(id)), None) => {
-                assert!(is_leased && proof.is_some());
-                let lease = self.leases.remove(from).expect("it was leased");
+            (Some(LeaseEvent::Released(id)), _) => {
+                let lease = self.leases.remove(&from).expect("it was leased");
                 assert_eq!(lease.id, *id);
             }
-            (Some(LeaseEvent::Refused(_)), Some(Control::Refusal(_)))
-            | (Some(LeaseEvent::Unanswered), None)
-            | (None, Some(Control::Pong(_)) | None) => {}
-            other => panic!("{other:?} to {request:?}"),
-        }
-        if let Some(Control::Lease(lease)) = &control {
-            assert_eq!(lease.bus, self.bus);
-            let asked = [limits.lease_ms, limits.lease_ms_max].into_iter().max();
-            assert!((LEASE_MS_MIN..=asked.unwrap_or(0)).contains(&lease.lease_ms));
-        } else if let Some(answer) = answer {
-            assert!(answer.len() <= bytes, "{} bytes for {bytes}", answer.len());
+            _ => {}
         }
     }
 
-    /// How old the cookie of a request is, if the bus had sent it there.
-    fn proof(&self, now: Duration, from: &Address, request: &Control) -> Option<Duration> {
-        let (cookie, nonce) = match request {
-            Control::Subscribe(subscribe) => (&subscribe.cookie, subscribe.nonce),
-            Control::Unsubscribe(unsubscribe) => (&unsubscribe.cookie, unsubscribe.nonce),
-            _ => return None,
+    fn note_outcome(&mut self, (settings, _): (&Settings, &Plain), outcome: Outcome) {
+        let is_full = self.is_full(&settings.leases);
+        let reached = &mut self.reached;
+        match outcome {
+            Outcome::Challenged => reached.leases.challenges += 1,
+            Outcome::Granted => reached.leases.granted += 1,
+            Outcome::Renewed => reached.renewed += 1,
+            Outcome::Released => reached.released += 1,
+            Outcome::Unanswered => reached.leases.unanswered += 1,
+            Outcome::Refused(reason) => {
+                reached.leases.refusals[reason as usize] += 1;
+                reached.full += u64::from(reason == Reason::Full && is_full);
+                reached.full_of_origin += u64::from(reason == Reason::Full && !is_full);
+            }
+            Outcome::Nothing | Outcome::Pong => {}
+        }
+        reached.leases_max = reached.leases_max.max(self.leases.len());
+        let origins: HashSet<_> = self.leases.keys().map(Address::origin).collect();
+        reached.origins_max = reached.origins_max.max(origins.len());
+    }
+
+    /// The books tell of all that happened to leases, and of all that was denied.
+    pub(super) fn check_counts(&self, counts: &Counts) {
+        let told = |leases: &LeaseCounts| {
+            let ended = [leases.expired, leases.revoked];
+            let unproven = [leases.challenges, leases.unanswered];
+            (leases.granted, ended, unproven, leases.refusals)
         };
-        let is_it = |sent: &&Sent| sent.cookie == *cookie && sent.nonce == nonce;
-        let sent = self.cookies.get(from)?.iter().find(is_it)?;
-        Some(now - sent.at)
+        assert_eq!(told(&counts.leases), told(&self.reached.leases));
+        assert_eq!(counts.dropped_frames, self.reached.dropped_frames);
+        assert_eq!(counts.events.not_allowed, self.reached.denied_events);
+        assert_eq!(counts.events.matched, self.reached.matched);
     }
 
     fn note_cookie(&mut self, at: Duration, to: &Address, cookie: &[u8], nonce: u64) {
@@ -227,18 +467,31 @@ impl Model {
 
     fn note_lease(
         &mut self,
-        now: Duration,
-        to: &Address,
+        settings: &Settings,
+        request: &Request<'_>,
         id: SubscriberId,
         lease: &hailmary_proto::v1::Lease,
     ) -> Option<Lease> {
-        self.note_cookie(now, to, &lease.cookie, lease.nonce);
+        let Control::Subscribe(subscribe) = request.control else {
+            panic!("a lease for {:?}", request.control);
+        };
+        let limits = &settings.leases;
+        let granted = match subscribe.lease_ms {
+            0 => limits.lease_ms,
+            asked => asked.min(limits.lease_ms_max).max(LEASE_MS_MIN),
+        };
+        assert_eq!(lease.bus, self.bus);
+        assert_eq!((lease.lease_ms, lease.nonce), (granted, subscribe.nonce));
+        let to = request.source.to_address();
+        self.note_cookie(request.now, &to, &lease.cookie, lease.nonce);
         let lease = Lease {
             id,
             nonce: lease.nonce,
-            ends: now + Duration::from_millis(lease.lease_ms.into()),
+            ends: request.now + Duration::from_millis(lease.lease_ms.into()),
+            holder: request.source,
+            group: subscribe.group.clone(),
         };
-        self.leases.insert(to.clone(), lease)
+        self.leases.insert(to, lease)
     }
 
     fn leases_of(&self, origin: Origin) -> usize {
@@ -255,11 +508,18 @@ impl Model {
                 panic!("{event:?}");
             };
             assert!(self.end(*id).ends <= now);
+            self.reached.leases.expired += 1;
         }
         assert!(self.leases.values().all(|lease| lease.ends > now));
     }
 
-    pub(super) fn check_reconfigured(&mut self, changes: &Reconfigured, events: &[LeaseEvent]) {
+    /// Who may subscribe to nothing any more has no lease, and everybody else has.
+    pub(super) fn check_reconfigured(
+        &mut self,
+        plain: &Plain,
+        changes: &Reconfigured,
+        events: &[LeaseEvent],
+    ) {
         for id in changes.removed.iter().chain(&changes.added) {
             self.told.remove(id);
         }
@@ -267,8 +527,13 @@ impl Model {
             let LeaseEvent::Revoked(id) = event else {
                 panic!("{event:?}");
             };
-            self.end(*id);
+            let holder = self.end(*id).holder;
+            assert!(plain.subscribe.shuts_out(holder) && !plain.is_untold(holder));
+            self.reached.leases.revoked += 1;
         }
+        let mut holders = self.leases.values().map(|lease| lease.holder);
+        let stays = |holder| !plain.subscribe.shuts_out(holder) || plain.is_untold(holder);
+        assert!(holders.all(stays));
     }
 
     fn end(&mut self, id: SubscriberId) -> Lease {
@@ -298,6 +563,75 @@ impl Model {
                 subscriber.address
             );
         }
+    }
+}
+
+/// An outcome whose answer goes to an address that is not proven: none, where it is longer than
+/// the request.
+fn fitting(request: &Request<'_>, outcome: Outcome, nonce: u64) -> Outcome {
+    let control = match outcome {
+        Outcome::Challenged => Control::Challenge(Challenge {
+            cookie: vec![0; COOKIE_BYTES],
+            nonce,
+        }),
+        Outcome::Refused(reason) => Control::Refusal(Refusal {
+            reason: reason.into(),
+            nonce,
+        }),
+        other => return other,
+    };
+    let frame = Frame {
+        control: Some(control),
+        ..Frame::default()
+    };
+    match frame.encoded_len() <= request.bytes {
+        true => outcome,
+        false => Outcome::Unanswered,
+    }
+}
+
+/// Whether not every answer to a ping is as short as the ping.
+fn is_short_for_pong(request: &Request<'_>) -> bool {
+    let longest = Control::Pong(Pong {
+        nonce: u64::MAX,
+        bus: u64::MAX,
+        received: u64::MAX,
+        lost: u64::MAX,
+    });
+    let frame = Frame {
+        control: Some(longest),
+        ..Frame::default()
+    };
+    frame.encoded_len() > request.bytes
+}
+
+/// What is wrong with a request, by the words of the contract.
+fn fault(subscribe: &Subscribe, patterns_max: usize) -> Option<Reason> {
+    let is_name = |name: &str| {
+        let is_legal = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        name.len() <= NAME_BYTES_MAX && name.chars().all(is_legal)
+    };
+    let is_right = is_name(&subscribe.name)
+        && is_name(&subscribe.group)
+        // The bus's own.
+        && !subscribe.name.starts_with("_hailmary")
+        && (0.0..=1.0).contains(&subscribe.sample)
+        && [0, FRAME_BYTES_MIN].contains(&subscribe.max_frame_bytes.min(FRAME_BYTES_MIN))
+        && (1..=patterns_max).contains(&subscribe.topics.len());
+    let mut patterns = subscribe.topics.iter();
+    match is_right {
+        false => Some(Reason::BadRequest),
+        true if patterns.all(|pattern| naive::is_pattern(pattern.as_bytes())) => None,
+        true => Some(Reason::BadTopic),
+    }
+}
+
+fn nonce(request: &Control) -> u64 {
+    match request {
+        Control::Subscribe(subscribe) => subscribe.nonce,
+        Control::Unsubscribe(unsubscribe) => unsubscribe.nonce,
+        Control::Ping(ping) => ping.nonce,
+        other => panic!("an answer to {other:?}"),
     }
 }
 

@@ -991,10 +991,17 @@ fn a_refusal_costs_the_next_copy_and_no_other() {
     let living = |world: &World| {
         let readers = world.readers.iter().map(|reader| reader.name.as_str());
         let readers = readers.filter(|name| !matches!(*name, "dead" | "gone"));
-        let refused = |name| world.series(name).dropped[CopyDrop::Refused as usize];
-        readers.map(refused).sum::<u64>()
+        let reasons = [CopyDrop::Refused, CopyDrop::Unreachable];
+        let dropped = |name| reasons.map(|reason| world.series(name).dropped[reason as usize]);
+        let sum = |sum: [u64; 2], more: [u64; 2]| [sum[0] + more[0], sum[1] + more[1]];
+        readers.map(dropped).fold([0, 0], sum)
     };
-    for (number, refused) in [(libc::EHOSTUNREACH, 0), (libc::ECONNREFUSED, 1)] {
+    for (number, dropped) in [
+        (libc::EMSGSIZE, [0, 0]),
+        (libc::ECONNREFUSED, [1, 0]),
+        (libc::EHOSTUNREACH, [1, 1]),
+        (libc::ENETUNREACH, [1, 2]),
+    ] {
         // Before the first of a turn, of the last of the turn before.
         script([], [Answer::Late(number)]);
         world.hand(&Handed {
@@ -1004,7 +1011,7 @@ fn a_refusal_costs_the_next_copy_and_no_other() {
         });
         world.settle();
         world.say_last_word();
-        assert_eq!(living(&world), refused, "{number}");
+        assert_eq!(living(&world), dropped, "{number}");
     }
 }
 

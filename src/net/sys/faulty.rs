@@ -11,7 +11,7 @@ use hailmary_proto::write::STAMP_HEAD_BYTES;
 use libc::{c_int, msghdr};
 use socket2::SockAddr;
 
-use super::late::Told;
+use super::late::Entry;
 
 /// What becomes of one call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,7 +134,7 @@ fn family(address: &[u8]) -> c_int {
 ///
 /// # Safety
 ///
-/// As recvmsg(2), and the control message's room is a [`Told`].
+/// As recvmsg(2), and the control message's room is an [`Entry`].
 pub unsafe fn recvmsg(socket: c_int, header: *mut msghdr, flags: c_int) -> isize {
     assert_ne!(flags & libc::MSG_ERRQUEUE, 0);
     match with(|kernel| kernel.late_errors.pop_front()) {
@@ -180,13 +180,13 @@ unsafe fn tell(error: &LateError, header: &mut msghdr) -> isize {
         return 0;
     };
     assert!(header.msg_namelen as usize >= to.len());
-    assert!(header.msg_controllen >= size_of::<Told>());
+    assert!(header.msg_controllen >= size_of::<Entry>());
     // SAFETY: the caller has lent so much room, which was just looked at.
-    let (name, slice, told) = unsafe {
+    let (name, slice, entry) = unsafe {
         (
             std::slice::from_raw_parts_mut(header.msg_name.cast::<u8>(), to.len()),
             &*header.msg_iov,
-            &mut *header.msg_control.cast::<Told>(),
+            &mut *header.msg_control.cast::<Entry>(),
         )
     };
     name.copy_from_slice(to);
@@ -201,9 +201,9 @@ unsafe fn tell(error: &LateError, header: &mut msghdr) -> isize {
             libc::SO_EE_ORIGIN_ICMP6,
         ),
     };
-    (told.header.cmsg_level, told.header.cmsg_type) = (level, kind);
-    told.error.ee_origin = origin;
-    told.error.ee_errno = error.number.cast_unsigned();
+    (entry.header.cmsg_level, entry.header.cmsg_type) = (level, kind);
+    entry.error.ee_origin = origin;
+    entry.error.ee_errno = error.number.cast_unsigned();
     let length = head.len().min(slice.iov_len);
     // SAFETY: both are at least so long.
     unsafe { std::ptr::copy_nonoverlapping(head.as_ptr(), slice.iov_base.cast(), length) };

@@ -16,19 +16,23 @@ use super::{Refusal, calls, empty_control, empty_message};
 /// Most entries taken at once: a hostile network could fill the queue as fast as it is emptied.
 const ERRORS_MAX: usize = 1_024;
 
+/// What an entry says where nobody has the port, and where there is no host or no way to it: the
+/// kernel says so itself of a neighbour that does not answer.
+const REFUSALS: [i32; 3] = [libc::ECONNREFUSED, libc::EHOSTUNREACH, libc::ENETUNREACH];
+
 /// The control message of an entry, as cmsg(3) lays it out. It is the first, and the only one
 /// that the bus's sockets ask for.
 #[repr(C)]
-pub(super) struct Told {
+pub(super) struct Entry {
     pub(super) header: libc::cmsghdr,
     pub(super) error: libc::sock_extended_err,
     /// Who said so, which nobody reads: room for it, so that the kernel need not cut.
     by: [u8; mem::size_of::<libc::sockaddr_in6>()],
 }
 
-impl Told {
-    /// Nothing told.
-    fn nothing() -> Self {
+impl Entry {
+    /// Of nothing.
+    fn empty() -> Self {
         Self {
             header: empty_control(),
             error: libc::sock_extended_err {
@@ -45,8 +49,8 @@ impl Told {
     }
 }
 
-/// Takes everything out of a socket's error queue, adds what tells of a port that nobody has, and
-/// says whether there was anything.
+/// Takes everything out of a socket's error queue, adds what tells of a port that nobody has or of
+/// a host that is not there, and says whether there was anything.
 #[cold]
 pub(super) fn take_late_errors(socket: BorrowedFd<'_>, refusals: &mut Vec<Refusal>) -> bool {
     let mut is_any = false;
@@ -65,12 +69,12 @@ fn take_one(socket: BorrowedFd<'_>) -> io::Result<Option<Refusal>> {
         iov_base: quote.as_mut_ptr().cast(),
         iov_len: quote.len(),
     };
-    let mut told = Told::nothing();
+    let mut entry = Entry::empty();
     let mut header = empty_message();
     header.msg_iov = &raw mut slice;
     header.msg_iovlen = 1;
-    header.msg_control = (&raw mut told).cast();
-    header.msg_controllen = mem::size_of::<Told>() as _;
+    header.msg_control = (&raw mut entry).cast();
+    header.msg_controllen = mem::size_of::<Entry>() as _;
     header.msg_name = name.as_mut_ptr().cast();
     header.msg_namelen = NAME_LENGTH;
     // SAFETY: name, slice and control message have the room that the header says, and live through
@@ -84,23 +88,25 @@ fn take_one(socket: BorrowedFd<'_>) -> io::Result<Option<Refusal>> {
     };
     let length = usize::try_from(length).map_err(|_| io::Error::last_os_error())?;
     let quote = quote.get(..length).unwrap_or(&quote);
-    Ok(refusal(&told, read_ip(&name), quote))
+    Ok(refusal(&entry, read_ip(&name), quote))
 }
 
-/// What an entry says, if it is that nobody has the port, and shows what was sent there.
-fn refusal(told: &Told, to: Option<SocketAddr>, quote: &[u8]) -> Option<Refusal> {
-    let origin = match (told.header.cmsg_level, told.header.cmsg_type) {
+/// What an entry says, if it is that nobody is there, and shows what was sent.
+fn refusal(entry: &Entry, to: Option<SocketAddr>, quote: &[u8]) -> Option<Refusal> {
+    let origin = match (entry.header.cmsg_level, entry.header.cmsg_type) {
         (libc::IPPROTO_IP, libc::IP_RECVERR) => libc::SO_EE_ORIGIN_ICMP,
         (libc::IPPROTO_IPV6, libc::IPV6_RECVERR) => libc::SO_EE_ORIGIN_ICMP6,
         _ => return None,
     };
-    let number = i32::try_from(told.error.ee_errno);
-    if told.error.ee_origin != origin || number != Ok(libc::ECONNREFUSED) {
+    let number = i32::try_from(entry.error.ee_errno);
+    let number = number.ok().filter(|number| REFUSALS.contains(number))?;
+    if entry.error.ee_origin != origin {
         return None;
     }
     Some(Refusal {
         to: to?,
         quote: *quote.first_chunk()?,
+        number,
     })
 }
 
@@ -108,12 +114,12 @@ fn refusal(told: &Told, to: Option<SocketAddr>, quote: &[u8]) -> Option<Refusal>
 mod tests {
     use super::*;
 
-    fn told(level: i32, kind: i32, origin: u8, number: i32) -> Told {
-        let mut told = Told::nothing();
-        (told.header.cmsg_level, told.header.cmsg_type) = (level, kind);
-        told.error.ee_origin = origin;
-        told.error.ee_errno = number.cast_unsigned();
-        told
+    fn entry(level: i32, kind: i32, origin: u8, number: i32) -> Entry {
+        let mut entry = Entry::empty();
+        (entry.header.cmsg_level, entry.header.cmsg_type) = (level, kind);
+        entry.error.ee_origin = origin;
+        entry.error.ee_errno = number.cast_unsigned();
+        entry
     }
 
     #[test]
@@ -121,35 +127,40 @@ mod tests {
         let (v4, v6) = (libc::IPPROTO_IP, libc::IPPROTO_IPV6);
         let (by_icmp, by_icmp6) = (libc::SO_EE_ORIGIN_ICMP, libc::SO_EE_ORIGIN_ICMP6);
         let refused = libc::ECONNREFUSED;
+        let gone = libc::EHOSTUNREACH;
         let to: SocketAddr = "10.0.0.1:9".parse().unwrap();
         let quote = [7; STAMP_HEAD_BYTES];
-        for (level, kind, origin) in [
-            (v4, libc::IP_RECVERR, by_icmp),
-            (v6, libc::IPV6_RECVERR, by_icmp6),
+        for (level, kind, origin, number) in [
+            (v4, libc::IP_RECVERR, by_icmp, refused),
+            (v4, libc::IP_RECVERR, by_icmp, gone),
+            (v4, libc::IP_RECVERR, by_icmp, libc::ENETUNREACH),
+            (v6, libc::IPV6_RECVERR, by_icmp6, refused),
+            (v6, libc::IPV6_RECVERR, by_icmp6, gone),
         ] {
-            let told = told(level, kind, origin, refused);
+            let entry = entry(level, kind, origin, number);
             assert_eq!(
-                refusal(&told, Some(to), &quote),
-                Some(Refusal { to, quote })
+                refusal(&entry, Some(to), &quote),
+                Some(Refusal { to, quote, number })
             );
-            assert_eq!(refusal(&told, None, &quote), None);
+            assert_eq!(refusal(&entry, None, &quote), None);
             for length in 0..quote.len() {
-                assert_eq!(refusal(&told, Some(to), &quote[..length]), None);
+                assert_eq!(refusal(&entry, Some(to), &quote[..length]), None);
             }
         }
         for (level, kind, origin, number) in [
-            (v4, libc::IP_RECVERR, by_icmp, libc::EHOSTUNREACH),
+            (v4, libc::IP_RECVERR, by_icmp, libc::EMSGSIZE),
             (v4, libc::IP_RECVERR, by_icmp, 0),
             (v4, libc::IP_RECVERR, by_icmp, -1),
             (v4, libc::IP_RECVERR, libc::SO_EE_ORIGIN_LOCAL, refused),
+            (v4, libc::IP_RECVERR, libc::SO_EE_ORIGIN_LOCAL, gone),
             (v4, libc::IP_RECVERR, by_icmp6, refused),
             (v6, libc::IPV6_RECVERR, by_icmp, refused),
             (v6, libc::IP_RECVERR, by_icmp6, refused),
             (libc::SOL_SOCKET, libc::IP_RECVERR, by_icmp, refused),
             (v4, 0, by_icmp, refused),
         ] {
-            let told = told(level, kind, origin, number);
-            assert_eq!(refusal(&told, Some(to), &quote), None);
+            let entry = entry(level, kind, origin, number);
+            assert_eq!(refusal(&entry, Some(to), &quote), None);
         }
     }
 }

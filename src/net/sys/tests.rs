@@ -100,9 +100,9 @@ fn send_and_hear(
 }
 
 /// What became of one: the bytes sent, or the error's number.
-type Told = Result<usize, Option<i32>>;
+type Verdict = Result<usize, Option<i32>>;
 
-fn told(outcomes: &[io::Result<usize>]) -> Vec<Told> {
+fn verdicts(outcomes: &[io::Result<usize>]) -> Vec<Verdict> {
     let number = |error: &io::Error| error.raw_os_error();
     outcomes
         .iter()
@@ -239,9 +239,9 @@ fn a_batch_is_bounded_and_an_empty_datagram_is_one() {
     let (sender, _) = udp(IPV4);
     let mut sending = SendRing::new();
     let outcomes = send(&mut sending, sender.as_fd(), &datagrams);
-    assert_eq!(told(&outcomes), [Ok(0); SEND_BATCH_MAX]);
+    assert_eq!(verdicts(&outcomes), [Ok(0); SEND_BATCH_MAX]);
     let outcomes = send(&mut sending, sender.as_fd(), &datagrams[..MORE]);
-    assert_eq!(told(&outcomes), [Ok(0); MORE]);
+    assert_eq!(verdicts(&outcomes), [Ok(0); MORE]);
     assert_eq!(send(&mut sending, sender.as_fd(), &[]).len(), 0);
 
     let mut taken = Vec::new();
@@ -276,7 +276,7 @@ fn a_datagram_that_is_too_large_is_the_only_one_lost() {
             let outcomes = send(&mut ring, socket.as_fd(), &datagrams);
             let too_large = Err(Some(libc::EMSGSIZE));
             assert_eq!(
-                told(&outcomes),
+                verdicts(&outcomes),
                 [Ok(1), too_large, Ok(2), too_large, too_large, Ok(3)]
             );
             let received = receive(&mut ReceiveRing::new(), receiver.as_fd(), 3);
@@ -337,8 +337,9 @@ fn assert_heard(order: &[&SockAddr], dead: &[&SockAddr]) {
         let payload = b"hello, is anybody there?";
         let datagrams: Vec<_> = order.iter().map(|to| (*to, &payload[..])).collect();
         let (outcomes, refusals) = send_and_hear(&mut ring, socket.as_fd(), &datagrams);
-        assert_eq!(told(&outcomes), vec![Ok(payload.len()); order.len()]);
-        for Refusal { to, quote } in refusals {
+        assert_eq!(verdicts(&outcomes), vec![Ok(payload.len()); order.len()]);
+        for Refusal { to, quote, number } in refusals {
+            assert_eq!(number, libc::ECONNREFUSED);
             assert!(dead.contains(&to), "{to}");
             assert_eq!(Some(&quote), payload.first_chunk());
             missing.retain(|address| *address != to);
@@ -477,7 +478,7 @@ fn send_segments(
     socket: BorrowedFd<'_>,
     to: &SockAddr,
     frames: &[Vec<u8>],
-) -> (Result<(), NoSegments>, Vec<Told>) {
+) -> (Result<(), NoSegments>, Vec<Verdict>) {
     let parts = frames.iter().map(|frame| {
         let (head, body) = frame.split_at(frame.len().min(20));
         [head, body]
@@ -487,9 +488,9 @@ fn send_segments(
     if !refusals.is_empty() {
         let rest = frames.get(outcomes.len()..).unwrap();
         let more = send_segments(ring, socket, to, rest).1;
-        return (result, [told(&outcomes), more].concat());
+        return (result, [verdicts(&outcomes), more].concat());
     }
-    (result, told(&outcomes))
+    (result, verdicts(&outcomes))
 }
 
 fn received(socket: &UdpSocket, count: usize) -> Vec<Vec<u8>> {
@@ -621,14 +622,14 @@ fn through(count: usize) -> Vec<Answer> {
 
 /// Sends seven datagrams while calls fail as told: what was said of them, and what came of it.
 #[cfg(target_os = "linux")]
-fn send_seven(answers: Vec<Answer>) -> (Vec<Told>, Vec<Vec<u8>>) {
+fn send_seven(answers: Vec<Answer>) -> (Vec<Verdict>, Vec<Vec<u8>>) {
     let (receiver, to) = udp(IPV4);
     let to = SockAddr::from(to);
     let socket = egress(to.as_socket().unwrap());
     let frames = lettered(&[1, 2, 3, 4, 5, 6, 7]);
     let datagrams: Vec<_> = frames.iter().map(|frame| (&to, &frame[..])).collect();
     script([], answers);
-    let outcomes = told(&send(&mut SendRing::new(), socket.as_fd(), &datagrams));
+    let outcomes = verdicts(&send(&mut SendRing::new(), socket.as_fd(), &datagrams));
     assert_eq!(unused(), (0, 0));
     let sent = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
     let came = received(&receiver, sent);
@@ -656,7 +657,7 @@ fn an_error_is_that_of_one_datagram_wherever_it_stands() {
             let mut answers = through(place);
             answers.push(Answer::Fail(number));
             let (outcomes, came) = send_seven(answers);
-            let mut expected: Vec<Told> = (1..=7).map(Ok).collect();
+            let mut expected: Vec<Verdict> = (1..=7).map(Ok).collect();
             expected[place] = Err(Some(number));
             assert_eq!(outcomes, expected, "{number} of {place}");
             let mut frames = lettered(&[1, 2, 3, 4, 5, 6, 7]);

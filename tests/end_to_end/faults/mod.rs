@@ -13,6 +13,7 @@ mod neighbours;
 mod reloads;
 mod restarts;
 mod scene;
+mod sizes;
 mod start;
 mod starved;
 mod strangers;

@@ -1,13 +1,14 @@
 //! Hosts that are gone, or never were: nobody says where to send what is for them.
 //!
-//! The kernel keeps what is for such a host while it asks for it, at its sender's expense, and
-//! throws it away without a word when more comes, or nobody answers.
+//! The kernel keeps what is for such a host while it asks for it, at its sender's expense. It throws
+//! it away without a word when more comes, and tells of what it still has when nobody has answered
+//! for seconds.
 
 use crate::support::evidence::{figure, tell};
 use crate::support::hosts::{Switch, is_inside};
 use crate::support::wait_until;
 
-use super::scene::{Scene, Summary, dropped, sent};
+use super::scene::{Scene, Summary, dropped, dropped_as, sent};
 
 /// More than the kernel keeps for each, which is some 200 KiB.
 const BURSTS: u64 = 8;
@@ -19,17 +20,20 @@ const LIVING: u8 = 2;
 /// What a bus gets that may not pass Linux's usual limit.
 const MODEST: &str = "[loop]\nsend_buffer_bytes = 212992\n";
 
+/// Twice, so that one shows that all goes on after the other.
+const NOTICES: u64 = 2;
+
+/// A static subscriber on a host with this number.
+fn dead(number: u8) -> String {
+    let address = format!("{}:7301", Switch::address(number));
+    format!("[[subscriber]]\nname = \"dead{number}\"\naddress = \"{address}\"\ntopics = [\"a\"]\n")
+}
+
 /// Publishes for a living subscriber beside those with these numbers, whose hosts never were.
 fn publish_beside(numbers: std::ops::Range<u8>, configuration: &str) -> u64 {
     let switch = Switch::new();
     let host = switch.plug(0, LIVING);
-    let entry = |number: u8| {
-        let address = format!("{}:7301", Switch::address(number));
-        format!(
-            "[[subscriber]]\nname = \"dead{number}\"\naddress = \"{address}\"\ntopics = [\"a\"]\n"
-        )
-    };
-    let entries: String = numbers.clone().map(entry).collect();
+    let entries: String = numbers.clone().map(dead).collect();
     let mut scene = Scene::start(&(configuration.to_owned() + &entries), &[Switch::HERE]);
     let living = scene.subscribe(&host, 1, "living");
     scene.publish_bursts(BURSTS, BURST, &living);
@@ -73,6 +77,49 @@ fn nor_do_some_where_the_bus_has_a_modest_send_buffer() {
         let lost = publish_beside(LIVING + 1..LIVING + 21, MODEST);
         tell_of("hosts_that_never_were_modest_buffer", 20, lost);
     }
+}
+
+#[test]
+#[ignore = "needs network namespaces"]
+fn that_a_host_does_not_answer_is_counted() {
+    if !is_inside("faults::neighbours::that_a_host_does_not_answer_is_counted") {
+        return;
+    }
+    let switch = Switch::new();
+    let host = switch.plug(0, LIVING);
+    // By the socket that the living one's copies leave by.
+    let mut scene = Scene::start(&dead(LIVING + 16), &[Switch::HERE]);
+    let name = format!("dead{}", LIVING + 16);
+    let living = scene.subscribe(&host, 1, "living");
+    let page = wait_until("the kernel to tell of it", || {
+        scene.publish_bursts(1, BURST, &living);
+        let page = scene.books();
+        (dropped_as(&page, &name, "unreachable") >= NOTICES).then_some(page)
+    });
+    let unreachable = dropped_as(&page, &name, "unreachable");
+    assert_eq!(unreachable, dropped(&page, &name), "for no other reason");
+    assert_eq!(sent(&page, &name) + unreachable, scene.published());
+    assert_eq!(sent(&page, "living"), scene.published());
+    let living = Summary::of(living);
+    assert_eq!((living.received, living.lost), (scene.published(), 0));
+    let figures = [
+        figure("published", scene.published(), "events"),
+        figure("counted as unreachable", unreachable, "events"),
+        figure(
+            "taken by the kernel, which asked for the host meanwhile",
+            sent(&page, &name),
+            "events",
+        ),
+        figure("lost by the one beside it", living.lost, "events"),
+    ];
+    tell(
+        "host_that_does_not_answer",
+        "The host of a static subscriber does not answer when the kernel asks for it.",
+        "Each time that the kernel tells of it, some seconds later, a copy is counted as \
+         unreachable. What it took till then counts as sent. A subscriber whose copies leave by \
+         the same socket loses nothing.",
+        &figures,
+    );
 }
 
 #[test]

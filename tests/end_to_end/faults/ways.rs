@@ -9,6 +9,7 @@ use crate::support::hosts::{Host, ends, ip, is_inside, is_inside_with, tc};
 use crate::support::{PATIENCE, sum_of, value, wait_until};
 
 use super::scene::{Scene, dropped, dropped_as, sent};
+use super::sizes::assert_refused_together;
 
 /// Bursts that no receive buffer is filled by, whatever it was granted.
 const BURSTS: u64 = 20;
@@ -162,6 +163,8 @@ fn a_narrow_cable_of_the_bus_is_crossed_in_fragments() {
         return;
     }
     let host = Host::connect_by(HERE, NARROW_MTU_BYTES);
+    // This end of the cable takes no more than the bus's.
+    assert_refused_together(&ends(HERE)[1]);
     let mut way = Way::to(&host, HERE, |builder| builder);
     for _ in 0..BURSTS {
         way.publish(&[b'x'; 1_000]);
