@@ -10,7 +10,9 @@
 //! ```
 //!
 //! and nothing that has been counted is ever taken back. A sender may stamp a frame before it knows
-//! that it has to drop one ahead of it: the next stamp tells, and the window covers that, too.
+//! that it has to drop one ahead of it: the next stamp tells, and the window covers that, too. What
+//! is told of later yet is counted as lost by then, and as many of the next that are missing are
+//! counted as dropped in its stead.
 //!
 //! What was lost after the newest stamp nobody has told of yet. Stamps of a forger can spoil the
 //! counts of the flow whose sender they name, and no other; none can begin a flow anew, for a
@@ -279,12 +281,17 @@ impl Tracker {
     }
 
     /// What the sender dropped is missing too. Only what is missing beyond that is lost.
+    ///
+    /// What it told of too late is among the lost already, and nobody knows how much that is. So
+    /// what still may come is taken for dropped only as far as more were dropped than are lost;
+    /// what is no longer awaited, as far as it goes.
     fn count_missing(&mut self) {
+        let FlowCounts { lost, dropped, .. } = self.counts;
         let all = self.missing.saturating_add(self.in_gaps());
-        let dropped = self.dropped.min(all.saturating_sub(self.counts.lost));
-        self.counts.dropped = self.counts.dropped.max(dropped);
-        let lost = self.missing.saturating_sub(self.counts.dropped);
-        self.counts.lost = self.counts.lost.max(lost);
+        let beyond_lost = self.dropped.min(all).saturating_sub(lost);
+        let of_missing = self.dropped.min(self.missing.saturating_sub(lost));
+        self.counts.dropped = dropped.max(beyond_lost).max(of_missing);
+        self.counts.lost = lost.max(self.missing.saturating_sub(self.counts.dropped));
     }
 
     fn in_gaps(&self) -> u64 {
@@ -398,6 +405,23 @@ mod tests {
         assert_eq!(flow.counts(), counts(1, 0, 0, 0));
         assert_eq!(flow.record(NOW, at(11, 10), 0), counts(0, 0, 10, 0));
         assert_eq!(flow.settle_all(), counts(0, 0, 0, 0));
+    }
+
+    #[test]
+    fn what_is_told_too_late_is_not_taken_from_what_may_still_come() {
+        let mut flow = Tracker::from_zero();
+        flow.record(NOW, at(10, 0), 1);
+        assert_eq!(flow.settle(NOW + WINDOW), counts(0, 10, 0, 0));
+        flow.record(NOW + WINDOW, at(14, 0), 1);
+        let told = flow.record(NOW + WINDOW, at(15, 10), 0);
+        assert_eq!((told, flow.awaited()), (counts(0, 0, 0, 0), 3));
+        assert_eq!(
+            flow.record(NOW + WINDOW, at(11, 0), 2),
+            counts(2, 0, 0, 0),
+            "they were on their way"
+        );
+        assert_eq!(flow.settle(NOW + 2 * WINDOW), counts(0, 0, 1, 0));
+        assert_eq!((flow.counts(), flow.next()), (counts(4, 10, 1, 0), 15));
     }
 
     #[test]

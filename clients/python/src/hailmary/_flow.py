@@ -10,7 +10,9 @@ window. At any time
 
     sequence after the newest frame = received + lost + dropped + awaited
 
-and nothing that has been counted is ever taken back. What was lost behind the
+and nothing that has been counted is ever taken back. What the bus tells to have
+dropped when the window is over has been counted as lost; as many of the next
+that are missing are counted as dropped in its stead. What was lost behind the
 newest stamp nobody has told of yet.
 
 `Tracker` is the same as the bus's own (`proto/src/flow.rs`), and
@@ -223,10 +225,17 @@ class Tracker:
 
     def _count_missing(self) -> None:
         """What the sender dropped is missing too. Only what is missing beyond
-        that is lost."""
-        missing = self._missing + self._in_gaps()
-        self._dropped = max(self._dropped, min(self._sender_dropped, missing - self._lost))
-        self._lost = max(self._lost, self._missing - self._dropped)
+        that is lost.
+
+        What it told of too late is among the lost already, and nobody knows how
+        much that is. So what still may come is taken for dropped only as far as
+        more were dropped than are lost; what is no longer awaited, as far as it
+        goes."""
+        told, lost = self._sender_dropped, self._lost
+        beyond_lost = min(told, self._missing + self._in_gaps()) - lost
+        of_missing = min(told, self._missing - lost)
+        self._dropped = max(self._dropped, beyond_lost, of_missing)
+        self._lost = max(lost, self._missing - self._dropped)
 
     def _in_gaps(self) -> int:
         return sum(gap.end - gap.start for gap in self._gaps)
