@@ -320,6 +320,14 @@ impl Tracker {
             .saturating_sub(self.counts.dropped)
     }
 
+    /// Events that are lost if nothing more arrives: what is missing but for what the sender says
+    /// it dropped.
+    #[must_use]
+    pub fn lost_at_most(&self) -> u64 {
+        let all = self.missing.saturating_add(self.in_gaps());
+        all.saturating_sub(self.dropped).max(self.counts.lost)
+    }
+
     /// The sequence that the next frame has if nothing is missing before it.
     #[must_use]
     pub fn next(&self) -> u64 {
@@ -415,6 +423,7 @@ mod tests {
         flow.record(NOW + WINDOW, at(14, 0), 1);
         let told = flow.record(NOW + WINDOW, at(15, 10), 0);
         assert_eq!((told, flow.awaited()), (counts(0, 0, 0, 0), 3));
+        assert_eq!(flow.lost_at_most(), 10);
         assert_eq!(
             flow.record(NOW + WINDOW, at(11, 0), 2),
             counts(2, 0, 0, 0),
@@ -422,6 +431,21 @@ mod tests {
         );
         assert_eq!(flow.settle(NOW + 2 * WINDOW), counts(0, 0, 1, 0));
         assert_eq!((flow.counts(), flow.next()), (counts(4, 10, 1, 0), 15));
+    }
+
+    #[test]
+    fn what_is_dropped_after_losses_is_told_to_who_asks_at_once() {
+        let mut flow = Tracker::from_first(NOW, at(0, 0));
+        flow.record(NOW, at(10, 0), 1);
+        flow.settle(NOW + PUBLISHER_WINDOW);
+        flow.record(NOW + PUBLISHER_WINDOW, at(16, 4), 1);
+        assert_eq!((flow.counts(), flow.awaited()), (counts(2, 10, 0, 0), 5));
+        assert_eq!(flow.lost_at_most(), 11);
+        flow.settle_all();
+        assert_eq!(
+            (flow.counts(), flow.lost_at_most()),
+            (counts(2, 11, 4, 0), 11)
+        );
     }
 
     #[test]
@@ -518,6 +542,7 @@ mod tests {
                 let now = flow.counts();
                 prop_assert_eq!(flow.next(), now.received + now.lost + now.dropped + flow.awaited());
             }
+            prop_assert_eq!(flow.lost_at_most(), expected.lost);
             sum = sum.plus(flow.settle_all());
             prop_assert_eq!(flow.counts(), expected);
             prop_assert_eq!(sum, expected);

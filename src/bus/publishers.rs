@@ -20,7 +20,7 @@ use super::limits::PUBLISHER_FLOWS_MAX;
 pub struct Heard {
     /// Events that came.
     pub received: u64,
-    /// Events that did not, those that are still awaited included.
+    /// Events that did not, those that are still awaited included, and what it dropped itself not.
     pub missing: u64,
 }
 
@@ -28,10 +28,9 @@ impl Heard {
     /// What one data thread heard.
     #[must_use]
     pub fn of(flow: &Tracker) -> Self {
-        let counts = flow.counts();
         Self {
-            received: counts.received,
-            missing: counts.lost.saturating_add(flow.awaited()),
+            received: flow.counts().received,
+            missing: flow.lost_at_most(),
         }
     }
 

@@ -181,14 +181,14 @@ fn assert_ingress(bus: &Serving, plain: &Heard<'_>, rough: &Heard<'_>, lane: (u6
     });
     let heard = [plain.settled(), rough.settled()];
     let (received, lost) = (heard[0].0 + heard[1].0, heard[0].1 + heard[1].1);
+    let dropped = plain.dropped() + rough.dropped();
+    assert!(dropped > 0);
     // What was missing at the pings is no longer awaited.
     let page = bus.wait_for("/metrics", |page| {
         value(page, "ingress_lost_events_total") == lost
+            && value(page, "ingress_sender_dropped_events_total") == dropped
     });
     assert_laws(&page);
-    let dropped = plain.dropped() + rough.dropped();
-    assert!(dropped > 0);
-    assert_eq!(value(&page, "ingress_sender_dropped_events_total"), dropped);
     // The hop by its two ends: what went in, less and more what the way made of it, came out at
     // the bus or was dropped by the kernel, each datagram of which had as many events.
     let by_kernel = BATCH

@@ -118,8 +118,9 @@ impl Subscriber {
     ///
     /// A [`Loss`] comes as soon as it is known, before the next event, and also
     /// while there are no events. What the bus dropped is known by the next frame or
-    /// renewal; what is missing for another reason is awaited for 3 seconds first, so
-    /// its notice comes that much later than the events around the gap. One notice
+    /// renewal, but for as many as were lost before, which may be the same; those, and
+    /// what is missing for another reason, are awaited for 3 seconds first, so that
+    /// their notice comes that much later than the events around the gap. One notice
     /// tells of all losses since the one before, however they were spread; there is
     /// none for no loss. All notices together make `lost` and `dropped_by_bus` of
     /// [`stats`](Self::stats), once there is none left to be had.
