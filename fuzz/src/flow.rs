@@ -98,10 +98,22 @@ struct Table {
 }
 
 impl Table {
+    fn count(&self, is_it: fn(&Place) -> bool) -> u64 {
+        let places = self.places.iter();
+        places.filter(|place| is_it(place)).count() as u64
+    }
+
+    fn absent(&self) -> u64 {
+        self.count(|place| *place != Place::Received)
+    }
+
     fn awaited(&self) -> u64 {
-        let missing = |place: &&Place| **place != Place::Received;
-        let missing = self.places.iter().filter(missing).count() as u64;
-        missing - self.counts.lost - self.counts.dropped
+        self.absent() - self.counts.lost - self.counts.dropped
+    }
+
+    fn lost_at_most(&self) -> u64 {
+        let beyond_dropped = self.absent().saturating_sub(self.dropped);
+        beyond_dropped.max(self.counts.lost)
     }
 
     fn record(&mut self, now: Duration, at: Position, events: u64) {
@@ -153,12 +165,8 @@ impl Table {
             }
             self.places[start..end].fill(Place::Missing);
         }
-        let count = |is_it: fn(&Place) -> bool| {
-            let places = self.places.iter();
-            places.filter(|place| is_it(place)).count() as u64
-        };
-        let absent = count(|place| *place != Place::Received);
-        let missing = count(|place| *place == Place::Missing);
+        let absent = self.absent();
+        let missing = self.count(|place| *place == Place::Missing);
         let counts = &mut self.counts;
         let in_all = self.dropped.min(absent).saturating_sub(counts.lost);
         let for_sure = self.dropped.min(missing - counts.lost);
@@ -209,6 +217,7 @@ impl Honest {
         self.table.settle(self.now);
         assert_eq!(self.flow.counts(), self.table.counts);
         assert_eq!(self.flow.awaited(), self.table.awaited());
+        assert_eq!(self.flow.lost_at_most(), self.table.lost_at_most());
         assert_eq!(self.flow.next(), self.table.places.len() as u64);
         let pieces = self.table.pieces();
         let due = pieces
