@@ -92,7 +92,7 @@ RUNS = {
     ),
     "counts": Run("dependencies, and unsafe code, seconds", [["python3", ".ci/counts.py"]], [".ci/counts.py"]),
     "sanitizers": Run(
-        "the tests under sanitizers, half an hour",
+        "the tests under sanitizers, a quarter of an hour and their builds",
         [["tests/sanitize", "address"], ["tests/sanitize", "thread"]],
         ["tests/sanitize"],
     ),
