@@ -81,6 +81,15 @@ class Rows(unittest.TestCase):
 class Page(unittest.TestCase):
     PAGE = f"before\n{table.BEGIN}\nof yesterday\n{table.END}\nafter\n"
 
+    def test_of_several_machines_each_row_says_which_was_its_own(self) -> None:
+        rows = table.merged({}, {"a": told()}, "faults", {**STAMP, "machine": "4 cores"})
+        rows = table.merged(rows, {"b": told()}, "soak", STAMP)
+        first, *_, a, b = table.rendered(rows, {}).splitlines()
+        self.assertEqual(first, "Measured on A: 2 cores; B: 4 cores.")
+        self.assertIn("| 2000-01-01, c0ffee, B |", a)
+        self.assertIn("| 2000-01-01, c0ffee, A |", b)
+        self.assertIn("| 2000-01-01, c0ffee |", table.rendered({"b": rows["b"]}, {}))
+
     def test_the_table_alone_is_replaced_and_its_names_are_found(self) -> None:
         rows = table.merged({}, {"a_b": told(), "c": told()}, "faults", STAMP)
         page = table.spliced(self.PAGE, table.rendered(rows, {"c": "tests/c.rs"}))

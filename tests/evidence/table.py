@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import string
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,13 +66,15 @@ def without_gone(rows: Rows, run: str, names: Iterable[str]) -> Rows:
 def rendered(rows: Rows, places: Mapping[str, str]) -> str:
     """The table, with what it was measured on."""
     machines = sorted({row["machine"] for row in rows.values()})
-    lines = [f"Measured on {'; '.join(machines)}.\n"] if machines else ["Nothing is measured yet.\n"]
+    letters = dict(zip(machines, string.ascii_uppercase)) if len(machines) > 1 else {}
+    named = [f"{letters[machine]}: {machine}" if letters else machine for machine in machines]
+    lines = [f"Measured on {'; '.join(named)}.\n"] if machines else ["Nothing is measured yet.\n"]
     lines += ["| fault | promise | figures | when | test |", "| --- | --- | --- | --- | --- |"]
     for name, row in rows.items():
         figures = "; ".join(map(figure, row["figures"]))
         place = places.get(name)
         test = f"[`{name}`]({place})" if place else f"`{name}`"
-        when = f"{row['date']}, {row['commit']}"
+        when = ", ".join([row["date"], row["commit"], *letters.get(row["machine"], "")])
         if "not_repeated" in row:
             when += f"; **{row['not_repeated']}**"
         cells = (row["fault"], row["promise"], figures, when, test)
