@@ -30,6 +30,7 @@ use crate::canary;
 use crate::confine::Mode;
 use crate::net::listener::ListenAddress;
 use crate::net::sys::TELLS_CREDENTIALS;
+use crate::printable::printable;
 
 /// Bytes of a Unix socket's path: what `sun_path` holds besides its end (unix(7)).
 const PATH_BYTES_MAX: usize = 107;
@@ -391,7 +392,7 @@ impl Config {
             let line = error.span().map(|span| line_of(text, span.start));
             fail(vec![Problem {
                 line,
-                message: error.message().to_owned(),
+                message: printable(error.message()),
             }])
         })?;
         let plan = config.check(name, text)?;
@@ -919,6 +920,10 @@ mod tests {
         (
             "[listen]\nupd = []\n",
             "bus.toml:2: unknown field `upd`, expected one of `udp`",
+        ),
+        (
+            "[confine]\nmode = \"\\u001b[2J\\n\"\n",
+            "bus.toml:2: unknown variant `\\u{1b}[2J\\n`, expected one of",
         ),
         (
             "[listen]\nudp = [\n \"localhost:1\"]\n",

@@ -19,6 +19,7 @@
 //! - [`reload`]: another configuration without a restart.
 //! - [`command`]: what the program can be told to do.
 //! - [`logging`]: how the log is written, and what holds it back.
+//! - [`printable`](mod@printable): text of others, so that it steers no terminal.
 
 pub mod admin;
 pub mod bus;
@@ -29,6 +30,7 @@ pub mod confine;
 pub mod ledger;
 pub mod logging;
 pub mod net;
+pub mod printable;
 pub mod reload;
 pub mod state;
 pub mod topics_seen;

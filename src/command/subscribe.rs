@@ -12,6 +12,7 @@ use hailmary_client::{Address, Item, Loss, ReceivedEvent, Subscriber, Subscriber
 use serde_json::{Map, Value, json};
 
 use crate::bus::leases::is_legal_name;
+use crate::printable::printable;
 
 use super::{stop_flag, tell};
 
@@ -207,7 +208,7 @@ impl Printer {
         self.printed += 1;
         let out = &mut self.out;
         match self.format {
-            Format::Text => writeln!(out, "{}\t{}", event.topic, printable(&event.payload)),
+            Format::Text => writeln!(out, "{}\t{}", event.topic, as_text(&event.payload)),
             Format::Json => writeln!(out, "{}", as_json(event)),
             Format::Raw => {
                 out.write_all(&event.payload)?;
@@ -268,18 +269,11 @@ fn summary(stats: &SubscriberStats) -> String {
     line
 }
 
-/// Text as it is, but for control characters and what is no text: a payload is not to steer the
-/// reader's terminal.
-fn printable(payload: &[u8]) -> String {
+/// A payload as text, with escapes for what is no text, too.
+fn as_text(payload: &[u8]) -> String {
     let mut text = String::new();
     for chunk in payload.utf8_chunks() {
-        for character in chunk.valid().chars() {
-            if character.is_control() {
-                text.extend(character.escape_default());
-            } else {
-                text.push(character);
-            }
-        }
+        text.push_str(&printable(chunk.valid()));
         text.push_str(&chunk.invalid().escape_ascii().to_string());
     }
     text
@@ -314,8 +308,8 @@ mod tests {
 
     #[test]
     fn a_payload_does_not_steer_the_terminal() {
-        assert_eq!(printable("é\u{1b}[2J\n".as_bytes()), "é\\u{1b}[2J\\n");
-        assert_eq!(printable(b"a\xffb"), "a\\xffb");
+        assert_eq!(as_text("é\u{1b}[2J\n".as_bytes()), "é\\u{1b}[2J\\n");
+        assert_eq!(as_text(b"a\xffb"), "a\\xffb");
     }
 
     #[test]

@@ -347,11 +347,12 @@ impl World {
         intake.check_got(&published, &got, is_all_kept);
     }
 
+    /// What is asked for changes nothing before all threads have forwarded by what was.
     fn end_turn(&mut self) {
+        if self.is_in_turn {
+            (0..self.workers.len()).for_each(|worker| self.flush(worker));
+        }
         for worker in 0..self.workers.len() {
-            if self.is_in_turn {
-                self.flush(worker);
-            }
             let messages: Vec<_> = self.workers[worker].0.controls().collect();
             for message in messages {
                 let (source, bytes) = self.asked[worker].pop_front().expect("it was sent");

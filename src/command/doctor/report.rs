@@ -5,6 +5,7 @@ use std::fmt;
 use serde::Serialize;
 
 use super::finding::{Finding, Severity};
+use crate::printable::printable;
 
 /// Columns of a line, but for commands, which are never broken.
 const COLUMNS: usize = 80;
@@ -117,15 +118,6 @@ fn wrap(f: &mut fmt::Formatter<'_>, first: &str, next: &str, text: &str) -> fmt:
         is_empty = false;
     }
     writeln!(f, "{line}")
-}
-
-/// What a stranger answered may not steer the terminal.
-fn printable(text: &str) -> String {
-    let shown = |c: char| match c.is_control() {
-        true => c.escape_default().to_string(),
-        false => c.to_string(),
-    };
-    text.chars().map(shown).collect()
 }
 
 #[cfg(test)]
