@@ -162,6 +162,26 @@ def children(pid: int) -> set[int]:
     return {int(child) for child in text.split()}
 
 
+@contextmanager
+def stopped(pids: set[int]) -> Iterator[None]:
+    """Processes that stand still as long as the context lasts."""
+    try:
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        wait_until(lambda: all(map(_stands_still, pids)), "processes stand still")
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+def _stands_still(pid: int) -> bool:
+    """Whether all threads of a process do."""
+    stats = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    # Behind the name, which may be any.
+    return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)
+
+
 def sockets(pid: int) -> int:
     """How many sockets a process has open."""
     count = 0

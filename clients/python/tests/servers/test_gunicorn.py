@@ -58,7 +58,7 @@ def test_workers_that_are_reloaded_lose_no_count(
         master.wait_until(lambda: descriptors(master.pid) <= before, "the master leaks none")
         # Threads that find no socket at the same moment open one each, and keep one.
         assert {len(facts["sockets"]) for facts in server.answers} <= {*range(1, THREADS + 1)}
-        quiet = server.ask_one_by_one(master.children)
+        quiet = server.ask_each_alone(master.children())
         assert {len(facts["sockets"]) for facts in quiet} == {1}
         assert len(server.pids()) >= WORKERS * (RELOADS + 1)
         tap.check(server.answers)

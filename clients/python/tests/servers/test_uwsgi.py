@@ -75,7 +75,7 @@ def test_workers_lose_no_count(
         server.ask_till_all_answered(lambda: master.children() - old, WORKERS)
         master.wait_until(lambda: descriptors(master.pid) <= before, "the master leaks none")
         # Threads that find no socket at the same moment open one each, and keep one.
-        quiet = server.ask_one_by_one(master.children)
+        quiet = server.ask_each_alone(master.children())
         assert {len(facts["sockets"]) for facts in quiet} == {1}
         tap.check(server.answers)
         imports = 1 if load else 0

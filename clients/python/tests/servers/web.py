@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .running import PATIENCE_SECONDS, Running, running
+from .running import PATIENCE_SECONDS, Running, running, stopped
 
 # How many clients ask at once.
 CLIENTS = 4
@@ -59,18 +59,15 @@ class Server:
         with self.asked():
             self.program.wait_until(have_all_answered, f"{count} workers answered")
 
-    def ask_one_by_one(self, pids: Callable[[], set[int]]) -> list[dict[str, Any]]:
-        """Asks until all of those have answered while nobody else asked: the last
-        answer of each."""
-        answers: dict[int, dict[str, Any]] = {}
-
-        def have_all_answered() -> bool:
-            facts = self.ask()
-            answers[facts["pid"]] = facts
-            return pids() <= answers.keys()
-
-        self.program.wait_until(have_all_answered, "each worker answered alone")
-        return [*answers.values()]
+    def ask_each_alone(self, pids: set[int]) -> list[dict[str, Any]]:
+        """What each of those answers while nobody else asks. The others stand still
+        meanwhile, for who is quicker may take all there is."""
+        answers = []
+        for pid in pids:
+            with stopped(pids - {pid}):
+                answers.append(self.ask())
+        assert {facts["pid"] for facts in answers} == pids
+        return answers
 
     @contextmanager
     def asked(self) -> Iterator[None]:
