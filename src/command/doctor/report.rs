@@ -4,8 +4,9 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::finding::{Finding, Severity};
 use crate::printable::printable;
+
+use super::finding::{Finding, Severity};
 
 /// Columns of a line, but for commands, which are never broken.
 const COLUMNS: usize = 80;
